@@ -1,0 +1,37 @@
+"""Softmax, its losses and its relaxations for JAX, exact to the last digit and open to every transformation."""
+
+from jaxsoftmax import objectives
+from jaxsoftmax._core.rules import forward_mode
+from jaxsoftmax.binary_losses import binary_cross_entropy, sigmoid_focal_loss
+from jaxsoftmax.divergences import entropy, kl_divergence, soft_cross_entropy
+from jaxsoftmax.hinges import hinge_loss
+from jaxsoftmax.losses import cross_entropy, focal_loss, poly_loss, smooth_labels, weighted_mean
+from jaxsoftmax.normalizers import log_softmax, logsumexp, smooth_max, softmax
+from jaxsoftmax.relaxations import gumbel_softmax, straight_through
+from jaxsoftmax.statistics import RowStatistics, row_statistics
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "RowStatistics",
+    "binary_cross_entropy",
+    "cross_entropy",
+    "entropy",
+    "focal_loss",
+    "forward_mode",
+    "gumbel_softmax",
+    "hinge_loss",
+    "kl_divergence",
+    "log_softmax",
+    "logsumexp",
+    "objectives",
+    "poly_loss",
+    "row_statistics",
+    "sigmoid_focal_loss",
+    "smooth_labels",
+    "smooth_max",
+    "soft_cross_entropy",
+    "softmax",
+    "straight_through",
+    "weighted_mean",
+]

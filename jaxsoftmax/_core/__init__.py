@@ -1,0 +1,1 @@
+"""The machinery under the package: no public name lives here."""

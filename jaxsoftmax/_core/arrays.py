@@ -1,0 +1,242 @@
+"""Rows of logits: dtype policy, absent classes, temperature, the row maximum and the sums that start from it.
+
+Everything here keeps reduced axes with size 1, so that per-row numbers broadcast against the logits whatever the class
+axis is, and nothing is ever transposed.
+
+XLA:CPU runs a chain of max, subtract, divide, exp, min, multiply and sum as one kernel that writes no array of the size
+of the logits. A comparison or a select inside of the chain breaks it, and so does a broadcast value (the row maximum, a
+constant) that two reductions share. Hence arithmetic in place of masks, and `fresh` below.
+"""
+
+import functools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+__all__ = [
+    "centred",
+    "common_dtype",
+    "compute_dtype",
+    "count",
+    "divided",
+    "excess",
+    "expand",
+    "fresh",
+    "from_inputs",
+    "inverse_temperature",
+    "is_label",
+    "not_label",
+    "pick",
+    "present",
+    "quotient",
+    "quotient_slope",
+    "row_max",
+    "row_sum",
+    "sum_to",
+    "to_inputs",
+]
+
+Axes = tuple[int, ...]
+
+
+def compute_dtype(dtype: Any) -> Any:
+    """float32 for everything narrower, the dtype itself otherwise."""
+    return jnp.promote_types(dtype, jnp.float32)
+
+
+def common_dtype(a: Any, b: Any) -> Any:
+    """The wider of two dtypes, where an integer counts for nothing."""
+    return jnp.promote_types(a, b) if jnp.issubdtype(b, jnp.floating) else a
+
+
+def fresh(x: jax.Array) -> jax.Array:
+    """The same per-row numbers as a new value, so that a second reduction shares nothing with the first."""
+    return lax.optimization_barrier(x)
+
+
+def expand(per_row: jax.Array, axes: Axes) -> jax.Array:
+    """Per-row numbers [...] with the class axes back at size 1."""
+    return jnp.expand_dims(per_row, axes)
+
+
+def row_sum(x: jax.Array, axes: Axes) -> jax.Array:
+    """Sum over the class axes, kept with size 1."""
+    return jnp.sum(x, axis=axes, keepdims=True)
+
+
+def present(logits: jax.Array, where: jax.Array | None) -> jax.Array:
+    """The logits with absent classes at -inf; whatever stood there, NaN included, is gone."""
+    if where is None:
+        return logits
+    return jnp.where(where, logits, jnp.asarray(-jnp.inf, logits.dtype))
+
+
+def row_max(logits: jax.Array, axes: Axes) -> jax.Array:
+    """The largest logit of each row, a constant to differentiation; the lowest finite number where no class is present.
+
+    It is taken in the logits' own dtype, where it is exact: cast first, the cast array would be shared with the sum
+    that follows and written out.
+    """
+    lowest = float(jnp.finfo(logits.dtype).min)
+    largest = jnp.max(lax.stop_gradient(logits), axis=axes, keepdims=True, initial=lowest)
+    return largest.astype(compute_dtype(logits.dtype))
+
+
+def divided(x: jax.Array, temperature: jax.Array | None) -> jax.Array:
+    """x / T for differences x <= 0 from the row maximum, with T = 0 as the limit.
+
+    T is held above the smallest normal number, and where that is needed the quotient is multiplied by 2**126: then 0
+    stays 0 and every other difference becomes -inf, which is the limit, without a select. A negative T makes NaN.
+    """
+    return x if temperature is None else _divided(x, temperature)
+
+
+@jax.custom_jvp
+def _divided(x: jax.Array, temperature: jax.Array) -> jax.Array:
+    info = jnp.finfo(temperature.dtype)
+    bounded = jnp.clip(temperature, float(info.tiny), float(info.max))
+    factor = jnp.where(temperature <= float(info.tiny), 2.0**126, 1.0)
+    return x / bounded * jnp.where(temperature >= 0, factor, jnp.nan)
+
+
+@_divided.defjvp
+def _divided_tangent(primals: Any, tangents: Any) -> Any:
+    scaled = _divided(*primals)
+    return scaled, from_inputs(tangents[0], tangents[1], scaled, primals[1])
+
+
+def inverse_temperature(temperature: jax.Array) -> jax.Array:
+    """1 / T, and 0 at T = 0, where the gradient is defined to be 0."""
+    tiny = float(jnp.finfo(temperature.dtype).tiny)
+    return jnp.where(temperature <= tiny, 0.0, 1.0 / jnp.where(temperature <= tiny, 1.0, temperature))
+
+
+def centred(logits: jax.Array, shift: jax.Array, temperature: jax.Array | None) -> jax.Array:
+    """(z - shift) / T in the compute dtype: 0 for the largest class, -inf for an absent one.
+
+    In this order: x / T first can overflow, and under jit the compiler fuses it into a NaN.
+    """
+    return divided(logits.astype(shift.dtype) - shift, temperature)
+
+
+def to_inputs(
+    gradient: jax.Array, scaled: jax.Array, temperature: jax.Array | None, axes: Axes
+) -> tuple[jax.Array, jax.Array | None]:
+    """From the gradient with respect to d = (z - shift) / T to those with respect to z and T.
+
+    dz = dd / T  and  dT = -(1 / T) sum_j dd_j d_j,  where an absent class (dd = 0, d = -inf) adds nothing.
+    """
+    if temperature is None:
+        return gradient, None
+    inverse = inverse_temperature(temperature)
+    moment = row_sum(jnp.where(gradient == 0, 0.0, gradient * jnp.where(gradient == 0, 0.0, scaled)), axes)
+    return gradient * inverse, jnp.where(inverse == 0, 0.0, _bounded(-moment * inverse))
+
+
+def _bounded(slope: jax.Array) -> jax.Array:
+    """Slopes by T, which grow as 1 / T**2, held so far from overflow that the sum of those of 2**24 rows is no NaN."""
+    limit = float(jnp.finfo(slope.dtype).max) * 2.0**-24
+    return jnp.clip(slope, -limit, limit)
+
+
+def from_inputs(
+    logits_tangent: jax.Array, temperature_tangent: jax.Array | None, scaled: jax.Array, temperature: jax.Array | None
+) -> jax.Array:
+    """The tangent of d = (z - shift) / T:  (dz - d dT) / T,  and 0 for an absent class."""
+    tangent = logits_tangent.astype(scaled.dtype)
+    absent = jnp.isneginf(scaled)
+    if temperature is not None and temperature_tangent is not None:
+        inverse = inverse_temperature(temperature)
+        tangent = inverse * (tangent - jnp.where(absent | (inverse == 0), 0.0, scaled) * temperature_tangent)
+    return jnp.where(absent, 0.0, tangent)
+
+
+def quotient(shift: jax.Array, temperature: jax.Array | None) -> jax.Array:
+    """m / T for the absolute value of a row's logits; at T = 0 the limit, -inf, 0 or inf by the sign of m."""
+    if temperature is None:
+        return shift
+    zero = inverse_temperature(temperature) == 0
+    limit = jnp.where(shift == 0, 0.0, jnp.sign(shift) * jnp.inf)
+    return jnp.where(zero, limit, shift / jnp.where(zero, 1.0, temperature))
+
+
+def quotient_slope(shift: jax.Array, temperature: jax.Array) -> jax.Array:
+    """-d(m / T)/dT = m / T^2, and 0 at T = 0."""
+    inverse = inverse_temperature(temperature)
+    return jnp.where(inverse == 0, 0.0, _bounded(shift * inverse * inverse))
+
+
+def sum_to(x: jax.Array, shape: Sequence[int]) -> jax.Array:
+    """Sum over the axes along which an argument of this shape was broadcast."""
+    axes = tuple(a for a, (size, own) in enumerate(zip(x.shape, shape, strict=True)) if own == 1 and size != 1)
+    return jnp.sum(x, axis=axes, keepdims=True) if axes else x
+
+
+# The sum of the other exponentials.
+#
+# With d_j = (z_j - max z) / T, S = sum_j exp(d_j) is at least 1, and log S loses every digit of the others as S nears
+# 1. What is kept is the excess  S - 1 = sum over d_j < 0 of exp(d_j), plus the number of classes that tie for the
+# maximum, less one. The first sum leaves the maxima out by  min(exp(d), -d K)  with K so large that -d K is at least 1
+# for every d < 0 that is not below 2**-120, and 0 at d = 0; the second counts them by  1 - min(1, -d K').  For a
+# smaller |d| the two parts add up to 1, as they should. To differentiation it is S: the derivative is that of sum_j
+# exp(d_j).
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def excess(axes: Axes, logits: jax.Array, shift: jax.Array, temperature: jax.Array | None) -> jax.Array:
+    """sum_j exp((z_j - max z) / T) - 1, exact to the last digit however small; -1 in a row without any class."""
+    scaled = centred(logits, shift, temperature)
+    others = row_sum(jnp.minimum(jnp.exp(scaled), scaled * -(2.0**120)), axes)
+    again = centred(logits, fresh(shift), temperature)
+    lower = row_sum(jnp.minimum(again * -(2.0**119), 1.0), axes)
+    return others + (count(logits.shape, axes) - 1.0 - lower)
+
+
+@excess.defjvp
+def _excess_tangent(axes: Axes, primals: Any, tangents: Any) -> Any:
+    logits, shift, temperature = primals
+    scaled = centred(logits, shift, temperature)
+    tangent = from_inputs(tangents[0], tangents[2], scaled, temperature)
+    return excess(axes, *primals), row_sum(jnp.exp(scaled) * tangent, axes)
+
+
+def count(shape: Sequence[int], axes: Axes) -> int:
+    """The number of classes."""
+    return math.prod(shape[axis] for axis in axes)
+
+
+def is_label(labels: jax.Array, shape: Sequence[int], axis: int) -> jax.Array:
+    """True at each row's labelled class, by comparison with an iota; no gather, so nothing moves on a mesh."""
+    return lax.broadcasted_iota(labels.dtype, tuple(shape), axis) == labels
+
+
+def not_label(labels: jax.Array, size: int, ndim: int, axis: int, dtype: Any) -> jax.Array:
+    """0 at each row's labelled class and 1 elsewhere, in arithmetic that stays inside of a fused sum.
+
+    The class numbers are made opaque to the compiler, which otherwise writes their broadcast out. Whole numbers of
+    float32 are exact to 2**24 classes; beyond, the comparison is used.
+    """
+    if size > 2**24:
+        shape = [size if a == axis else 1 for a in range(ndim)]
+        return jnp.where(is_label(labels, jnp.broadcast_shapes(shape, labels.shape), axis), 0.0, 1.0).astype(dtype)
+    numbers = fresh(jnp.arange(size, dtype=dtype))
+    numbers = numbers.reshape([size if a == axis else 1 for a in range(ndim)])
+    return jnp.minimum(jnp.abs(numbers - labels.astype(dtype)), 1.0)
+
+
+def pick(values: jax.Array, labels: jax.Array, axis: int) -> jax.Array:
+    """values[..., label], kept with size 1; labels outside of the range give some value of the row.
+
+    A gather, which reads one number a row and stays local under automatic partitioning; on an explicit mesh, where JAX
+    refuses a gather along a split axis, a comparison with an iota.
+    """
+    labels = jnp.clip(labels, 0, values.shape[axis] - 1)
+    if any(entry is not None for x in (values, labels) for entry in jax.typeof(x).sharding.spec):
+        shape = jnp.broadcast_shapes(values.shape, labels.shape)
+        chosen = jnp.where(is_label(labels, shape, axis), values, jnp.zeros((), values.dtype))
+        return row_sum(chosen, (axis,))
+    return jnp.take_along_axis(values, labels, axis=axis)

@@ -1,0 +1,220 @@
+"""Every error that the package raises is built here, from static facts alone, so that it is the same under jit."""
+
+import numbers
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+__all__ = [
+    "choice",
+    "class_axes",
+    "class_axis",
+    "class_vector",
+    "class_weights",
+    "fail",
+    "flag",
+    "floating",
+    "labels",
+    "mask",
+    "numbers_in",
+    "numeric",
+    "per_row",
+    "positive",
+    "same_dtype",
+    "same_shape",
+    "scalar",
+    "whole",
+]
+
+
+def fail(kind: type[Exception], function: str, rule: str, **values: Any) -> NoReturn:
+    """Raises  jaxsoftmax.<function>: <rule>; got <name>=<value>, ..."""
+    got = ", ".join(f"{name}={_show(value)}" for name, value in values.items())
+    raise kind(f"jaxsoftmax.{function}: {rule}; got {got}")
+
+
+def _show(value: Any) -> str:
+    """float32[8,10] for an array, what Python prints for anything else."""
+    if isinstance(value, jax.Array | np.ndarray):
+        return f"{value.dtype}[{','.join(map(str, value.shape))}]"
+    return repr(value)
+
+
+def numbers_in(function: str, low: float, high: float, **options: Any) -> None:
+    """Options given as Python numbers lie in [low, high]; arrays, traced or not, and None pass."""
+    for name, value in options.items():
+        if isinstance(value, int | float | np.number) and not low <= value <= high:
+            bound = f"{low:g} or more" if high == float("inf") else f"between {low:g} and {high:g}"
+            fail(ValueError, function, f"{name} must be {bound}", **{name: value})
+
+
+def positive(function: str, **options: float | None) -> None:
+    """Options that are fixed when a function is traced: a finite Python number above 0, or None."""
+    for name, value in options.items():
+        if value is not None and not (isinstance(value, int | float | np.number) and 0 < value < float("inf")):
+            fail(ValueError, function, f"{name} must be a finite number above 0, not an array", **{name: value})
+
+
+def whole(function: str, **options: int | None) -> None:
+    """Options that are fixed when a function is traced: a Python integer, or None."""
+    for name, value in options.items():
+        if value is not None and (not isinstance(value, numbers.Integral) or isinstance(value, bool)):
+            fail(TypeError, function, f"{name} must be an integer", **{name: value})
+
+
+def flag(function: str, **options: bool) -> None:
+    """Options that are fixed when a function is traced: True or False."""
+    for name, value in options.items():
+        if not isinstance(value, bool | np.bool_):
+            fail(TypeError, function, f"{name} must be True or False", **{name: value})
+
+
+def choice(function: str, allowed: Sequence[str], **option: Any) -> None:
+    """The option is one of the words."""
+    for name, value in option.items():
+        if value not in allowed:
+            fail(ValueError, function, f"{name} must be one of {', '.join(map(repr, allowed))}", **{name: value})
+
+
+def floating(function: str, **array: ArrayLike) -> jax.Array:
+    """The one array, of a real floating dtype."""
+    ((name, value),) = array.items()
+    converted = _array(function, name, value)
+    if not jnp.issubdtype(converted.dtype, jnp.floating):
+        fail(TypeError, function, f"{name} must have a floating dtype", **{name: converted})
+    return converted
+
+
+def _array(function: str, name: str, value: Any) -> jax.Array:
+    """Arrays and scalars; no list, which hides its dtype, and no other object."""
+    if not isinstance(value, jax.Array | np.ndarray | np.generic | numbers.Number):
+        fail(TypeError, function, f"{name} must be an array", **{name: value})
+    return jnp.asarray(value)
+
+
+def class_axis(function: str, axis: Any, logits: jax.Array) -> int:
+    """The one class axis, counted from 0."""
+    if not isinstance(axis, int | np.integer) or isinstance(axis, bool):
+        fail(TypeError, function, "axis must be an integer", axis=axis)
+    return class_axes(function, axis, logits)[0]
+
+
+def class_axes(function: str, axis: Any, logits: jax.Array) -> tuple[int, ...]:
+    """The class axes, counted from 0, none of them twice, with at least one class."""
+    given = range(logits.ndim) if axis is None else axis if isinstance(axis, tuple) else (axis,)
+    if not all(isinstance(a, int | np.integer) and not isinstance(a, bool) for a in given):
+        fail(TypeError, function, "axis must be an integer, a tuple of integers or None", axis=axis)
+    if not all(-logits.ndim <= a < logits.ndim for a in given):
+        fail(ValueError, function, f"axis must lie in [{-logits.ndim}, {logits.ndim})", axis=axis, logits=logits)
+    axes = tuple(sorted(int(a) % logits.ndim for a in given))
+    if len(set(axes)) < len(axes):
+        fail(ValueError, function, "axis must not name an axis twice", axis=axis, logits=logits)
+    if not axes:
+        fail(ValueError, function, "logits must have a class axis", axis=axis, logits=logits)
+    if 0 in (logits.shape[a] for a in axes):
+        fail(ValueError, function, "the class axis must not be empty", axis=axis, logits=logits)
+    return axes
+
+
+def mask(function: str, where: ArrayLike | None, logits: jax.Array, axes: tuple[int, ...]) -> jax.Array | None:
+    """A boolean mask of the logits' rank, or None; one of shape [V] stands for every row."""
+    if where is None:
+        return None
+    converted = _array(function, "where", where)
+    if converted.dtype != jnp.bool_:
+        fail(TypeError, function, "where must be boolean", where=converted)
+    return _of_classes(function, "where", converted, logits, axes)
+
+
+def class_weights(function: str, name: str, weights: ArrayLike, logits: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+    """Weights of the logits' rank in the compute dtype; those of shape [V] stand for every row."""
+    converted = floating(function, **{name: weights})
+    converted = converted.astype(jnp.promote_types(logits.dtype, jnp.float32))
+    return _of_classes(function, name, converted, logits, axes)
+
+
+def _of_classes(function: str, name: str, value: jax.Array, logits: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+    if value.shape == logits.shape:
+        return value
+    if len(axes) == 1 and value.shape == (logits.shape[axes[0]],):
+        return value.reshape([size if a == axes[0] else 1 for a, size in enumerate(logits.shape)])
+    fail(ValueError, function, f"{name} must have the shape of logits, or [V]", **{name: value}, logits=logits)
+
+
+def class_vector(function: str, name: str, weights: ArrayLike, logits: jax.Array, axis: int) -> jax.Array:
+    """One number per class, [V], of the logits' rank in the compute dtype."""
+    converted = _array(function, name, weights)
+    if converted.shape != (logits.shape[axis],):
+        fail(ValueError, function, f"{name} must have shape [V]", **{name: converted}, logits=logits, axis=axis)
+    return class_weights(function, name, converted, logits, (axis,))
+
+
+def scalar(function: str, dtype: Any, **option: ArrayLike) -> jax.Array:
+    """The one option, a number or an array without axes."""
+    ((name, value),) = option.items()
+    converted = _array(function, name, value)
+    if converted.shape != ():
+        fail(ValueError, function, f"{name} must be a scalar", **{name: converted})
+    return converted.astype(dtype)
+
+
+def numeric(function: str, **array: ArrayLike) -> jax.Array:
+    """The one array, floating, integer or boolean."""
+    ((name, value),) = array.items()
+    converted = _array(function, name, value)
+    if not (jnp.issubdtype(converted.dtype, jnp.number) or converted.dtype == jnp.bool_):
+        fail(TypeError, function, f"{name} must be numbers", **{name: converted})
+    return converted
+
+
+def per_row(
+    function: str, name: str, value: ArrayLike | None, logits: jax.Array, axes: tuple[int, ...]
+) -> jax.Array | None:
+    """A scalar or one number per row, of the logits' rank with the class axes at size 1, in the compute dtype."""
+    if value is None:
+        return None
+    converted = _array(function, name, value)
+    if not jnp.issubdtype(converted.dtype, jnp.floating) and not isinstance(value, numbers.Real):
+        fail(TypeError, function, f"{name} must have a floating dtype", **{name: converted})
+    rows = tuple(1 if a in axes else size for a, size in enumerate(logits.shape))
+    batch = tuple(size for a, size in enumerate(logits.shape) if a not in axes)
+    if converted.shape not in ((), batch, rows):
+        fail(
+            ValueError,
+            function,
+            f"{name} must be a scalar or have one number per row",
+            **{name: converted},
+            logits=logits,
+        )
+    if converted.shape == batch:
+        converted = converted.reshape(rows)
+    return jnp.broadcast_to(converted.astype(jnp.promote_types(logits.dtype, jnp.float32)), rows)
+
+
+def labels(function: str, labels: ArrayLike, logits: jax.Array, axis: int) -> jax.Array:
+    """Integer labels, one per row, with the class axis back at size 1."""
+    converted = _array(function, "labels", labels)
+    if not jnp.issubdtype(converted.dtype, jnp.integer):
+        fail(TypeError, function, "labels must be integers", labels=converted)
+    batch = tuple(size for a, size in enumerate(logits.shape) if a != axis)
+    if converted.shape != batch:
+        rule = "labels must have the shape of logits without the class axis"
+        fail(ValueError, function, rule, labels=converted, logits=logits, axis=axis)
+    wide = converted if converted.dtype == jnp.int64 else converted.astype(jnp.int32)
+    return jnp.expand_dims(wide, axis)
+
+
+def same_shape(function: str, **values: jax.Array) -> None:
+    """All of the arrays have one shape."""
+    if len({value.shape for value in values.values()}) > 1:
+        fail(ValueError, function, f"{' and '.join(values)} must have the same shape", **values)
+
+
+def same_dtype(function: str, **values: jax.Array) -> None:
+    """All of the arrays have one dtype; casting is left to the caller, who knows which one loses nothing."""
+    if len({value.dtype for value in values.values()}) > 1:
+        fail(TypeError, function, f"{' and '.join(values)} must have the same dtype", **values)

@@ -1,0 +1,151 @@
+"""From a forward, a backward and a tangent rule to one differentiable operation."""
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.ad_checkpoint import checkpoint_name
+from jax.dtypes import float0
+
+from jaxsoftmax._core import arrays
+
+__all__ = ["elementwise", "forward_mode", "operation"]
+
+_forward_mode = jax.make_user_context(False)
+
+
+@contextlib.contextmanager
+def forward_mode() -> Iterator[None]:
+    """Lets the operations of this package be differentiated in forward mode.
+
+    Outside, every operation carries its backward rule by `jax.custom_vjp`, which keeps the least memory and which JAX
+    refuses to push forward (`jax.jvp`, `jax.jacfwd`, `jax.linearize`). Inside, every operation carries its tangent rule
+    by `jax.custom_jvp`, and all modes work, reverse mode included. Values are the same in both.
+
+    The switch is read when a function is traced, and it is part of the cache key of `jax.jit`: a function compiled
+    outside is traced anew inside, and the reverse. Use it as a context manager or as a decorator; it nests.
+
+    Yields:
+        Nothing.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxsoftmax
+        >>> logits = jnp.array([1.0, 2.0, 3.0])
+        >>> with jaxsoftmax.forward_mode():
+        ...     value, slope = jax.jvp(jaxsoftmax.logsumexp, (logits,), (jnp.ones(3),))
+        >>> print(f"{value:.4f} {slope:.4f}")
+        3.4076 1.0000
+    """
+    with _forward_mode(True):
+        yield
+
+
+def operation(
+    forward: Callable[..., Any], backward: Callable[..., Any], tangent: Callable[..., Any]
+) -> Callable[..., Any]:
+    """Builds the operation  (options, *args) -> out  from its three hand-written rules.
+
+    Args:
+        forward: (options, *args) -> (out, residuals). Plain operations only, so that it can be differentiated again.
+        backward: (options, residuals, cotangent of out) -> one cotangent per argument, None for integers and None.
+        tangent: (options, residuals, tangents of args) -> tangent of out; linear in the tangents, which are None for
+            integers and None.
+
+    Returns:
+        A function whose first argument is hashable and static; the others are arrays or None.
+    """
+
+    def value(options: Any, *args: Any) -> Any:
+        return forward(options, *args)[0]
+
+    by_backward = jax.custom_vjp(value, nondiff_argnums=(0,))
+    by_tangent = jax.custom_jvp(value, nondiff_argnums=(0,))
+
+    def forward_rule(options: Any, *args: Any) -> Any:
+        out, residuals = forward(options, *args)
+        return out, _named_inputs(residuals, args)
+
+    def tangent_rule(options: Any, primals: Any, tangents: Any) -> Any:
+        out, residuals = forward(options, *primals)
+        tangents = tuple(None if t is None or t.dtype == float0 else t for t in tangents)
+        # Rematerialized: transposed as it stands, JAX would keep the probabilities for the backward pass.
+        return out, jax.checkpoint(functools.partial(tangent, options))(residuals, tangents)
+
+    by_backward.defvjp(forward_rule, backward)
+    by_tangent.defjvp(tangent_rule)
+
+    @functools.wraps(forward)
+    def call(options: Any, *args: Any) -> Any:
+        args = _vary_alike(args)
+        return (by_tangent if _forward_mode.value else by_backward)(options, *args)
+
+    return call
+
+
+def elementwise(
+    value: Callable[..., jax.Array], slopes: Callable[..., tuple[jax.Array, ...]]
+) -> Callable[..., jax.Array]:
+    """The operation whose partial derivatives, element by element, are the slopes.
+
+    Both functions see their arguments widened to float32 or more. Arguments have one rank; where one has size 1 along
+    an axis it stands for all. A derivative by an integer or boolean argument is never asked for.
+    """
+
+    def widen(args: Sequence[jax.Array]) -> list[jax.Array]:
+        wide = functools.reduce(arrays.common_dtype, (a.dtype for a in args), jnp.float32)
+        return [a.astype(wide) for a in args]
+
+    def forward(_: None, *args: jax.Array) -> Any:
+        return value(*widen(args)), args
+
+    def backward(_: None, args: Any, cotangent: jax.Array) -> Any:
+        return tuple(
+            arrays.sum_to(cotangent * slope, a.shape).astype(a.dtype) if jnp.issubdtype(a.dtype, jnp.floating) else None
+            for a, slope in zip(args, slopes(*widen(args)), strict=True)
+        )
+
+    def tangent(_: None, args: Any, tangents: Any) -> jax.Array:
+        return sum(
+            slope * t.astype(slope.dtype)
+            for slope, t in zip(slopes(*widen(args)), tangents, strict=True)
+            if t is not None
+        )
+
+    return functools.partial(operation(forward, backward, tangent), None)
+
+
+def _named_inputs(residuals: Any, args: Any) -> Any:
+    """Gives residuals that are arguments, untouched, a name of their own.
+
+    Without it JAX (0.10 to 0.12) takes such a residual for the argument itself inside of `scan`, and mixed second
+    derivatives are silently wrong. The name costs nothing: it is an identity that the compiler removes.
+    """
+    inputs = {id(leaf) for leaf in jax.tree.leaves(args)}
+    return jax.tree.map(lambda leaf: checkpoint_name(leaf, "input") if id(leaf) in inputs else leaf, residuals)
+
+
+def _vary_alike(args: Sequence[Any]) -> tuple[Any, ...]:
+    """Inside of `shard_map`: gives every argument the varying mesh axes of all of them.
+
+    Then each cotangent that a backward rule returns varies as its primal does, and JAX itself sums it where an argument
+    was replicated.
+    """
+    leaves, structure = jax.tree.flatten(tuple(args))
+    axes = [_varying(leaf) for leaf in leaves]
+    union: frozenset[str] = frozenset().union(*axes)
+    leaves = [
+        lax.pcast(leaf, tuple(sorted(union - own)), to="varying") if union - own else leaf
+        for leaf, own in zip(leaves, axes, strict=True)
+    ]
+    return jax.tree.unflatten(structure, leaves)
+
+
+def _varying(x: Any) -> frozenset[str]:
+    """The mesh axes over which x varies; the attribute was renamed in jax 0.12."""
+    kind = jax.typeof(x)
+    manual = getattr(kind, "mat", None)
+    return frozenset(kind.vma if manual is None else manual.varying)

@@ -1,0 +1,419 @@
+"""Losses between two distributions per row, and the entropy of one; one value per row, in float32 or wider."""
+
+import functools
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from jaxsoftmax._core import arrays, checks, rules
+from jaxsoftmax.normalizers import log_softmax_pull, log_softmax_push
+from jaxsoftmax.statistics import cap_slope, capped
+
+__all__ = ["entropy", "kl_divergence", "soft_cross_entropy"]
+
+
+def soft_cross_entropy(
+    logits: ArrayLike,
+    targets: ArrayLike,
+    *,
+    axis: int = -1,
+    where: ArrayLike | None = None,
+    temperature: ArrayLike | None = None,
+    logit_cap: float | None = None,
+) -> jax.Array:
+    """Softmax cross entropy with a distribution per row.
+
+    -Σⱼ qⱼ log pⱼ
+
+    Args:
+        logits: [..., V], floating.
+        targets: q, [..., V], floating, ≥ 0; they need not sum to 1.
+        axis: The class axis.
+        where: Which classes are present: boolean, of the shape of the logits or [V].
+        temperature: T ≥ 0 divides the logits; a scalar or one number per row.
+        logit_cap: Logits become cap · tanh(z / cap), before the temperature.
+
+    Returns:
+        [...] in nats, float32 or wider.
+
+    Raises:
+        TypeError: The logits or targets are not floating, or the mask is not boolean.
+        ValueError: The axis is out of range, the class axis is empty, a shape does not fit or an option is out of
+            range.
+
+    Numerics:
+        0 · -inf = 0. Mass on an absent class costs +inf. -log p as in `log_softmax`, exact where p is near 1.
+
+    Gradient:
+        dzⱼ = pⱼ Σ q - qⱼ (by 1 - p where p is more than half), dqⱼ = -log pⱼ; 0 for absent classes, in both. Kept: the
+        arguments and two numbers per row. Reverse mode of any order, forward over reverse; forward mode inside of
+        `jaxsoftmax.forward_mode()`.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxsoftmax
+        >>> print(jaxsoftmax.soft_cross_entropy(jnp.array([[0.0, 0.0, -jnp.inf]]), jnp.array([[0.5, 0.5, 0.0]])))
+        [0.6931472]
+    """
+    checks.numbers_in("soft_cross_entropy", 0, math.inf, temperature=temperature)
+    checks.positive("soft_cross_entropy", logit_cap=logit_cap)
+    return _soft_cross_entropy_call(logits, targets, where, temperature, axis=axis, logit_cap=logit_cap)
+
+
+def kl_divergence(
+    logits: ArrayLike,
+    target_logits: ArrayLike,
+    *,
+    axis: int = -1,
+    where: ArrayLike | None = None,
+    temperature: ArrayLike | None = None,
+) -> jax.Array:
+    """The Kullback-Leibler divergence of the model from the target, both given by logits.
+
+    KL(q ‖ p) = Σⱼ qⱼ (log qⱼ - log pⱼ),  p = softmax(logits / T),  q = softmax(target_logits / T)
+
+    Args:
+        logits: [..., V], floating: those of the model.
+        target_logits: [..., V], floating: those of the target, a teacher's for instance.
+        axis: The class axis.
+        where: Which classes are present in both: boolean, of the shape of the logits or [V].
+        temperature: T ≥ 0 divides both; a scalar or one number per row.
+
+    Returns:
+        [...] in nats, ≥ 0, float32 or wider.
+
+    Raises:
+        TypeError: The logits are not floating, or the mask is not boolean.
+        ValueError: The axis is out of range, the class axis is empty, a shape does not fit or a Python number T < 0.
+
+    Numerics:
+        Summed as qⱼ (exp δⱼ - 1 - δⱼ) with δ = log p - log q, whose terms are all ≥ 0, so that nearly equal
+        distributions have a small divergence and not the rounding error of a large one. A class absent in q costs
+        nothing; one present in q and absent in p costs +inf, with gradient 0 there and the formula on the others.
+
+    Gradient:
+        By the model's logits pⱼ - qⱼ, by the target's -qⱼ (δⱼ + KL), each over T. Kept: the arguments and four numbers
+        per row. Reverse mode of any order, forward over reverse; forward mode inside of `jaxsoftmax.forward_mode()`.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxsoftmax
+        >>> print(f"{jaxsoftmax.kl_divergence(jnp.array([0.0, 0.001]), jnp.array([0.0, 0.0])):.4e}")
+        1.2500e-07
+
+    References:
+        S. Kullback and R. A. Leibler, On Information and Sufficiency, 1951.
+        G. Hinton, O. Vinyals and J. Dean, Distilling the Knowledge in a Neural Network, 2015.
+    """
+    checks.numbers_in("kl_divergence", 0, math.inf, temperature=temperature)
+    return _kl_call(logits, target_logits, where, temperature, axis=axis)
+
+
+def entropy(
+    logits: ArrayLike,
+    *,
+    axis: int = -1,
+    where: ArrayLike | None = None,
+    temperature: ArrayLike | None = None,
+    base: float | None = None,
+) -> jax.Array:
+    """The entropy of the softmax distribution.
+
+    H(p) = -Σⱼ pⱼ log pⱼ
+
+    Args:
+        logits: [..., V], floating.
+        axis: The class axis.
+        where: Which classes are present: boolean, of the shape of the logits or [V].
+        temperature: T ≥ 0 divides the logits; a scalar or one number per row.
+        base: Of the logarithm: None for nats, 2 for bits.
+
+    Returns:
+        [...] in nats, or in units of the base, float32 or wider; between 0 and log V.
+
+    Raises:
+        TypeError: The logits are not floating, or the mask is not boolean.
+        ValueError: The axis is out of range, the class axis is empty, a shape does not fit or an option is out of
+            range.
+
+    Numerics:
+        log1p(Σ of the other exponentials) + Σⱼ pⱼ (max z - zⱼ) / T, all terms ≥ 0: exact also where one class has
+        nearly all of the mass. 0 in a row without any class.
+
+    Gradient:
+        dzⱼ = -pⱼ (dⱼ - Σₖ pₖ dₖ) / T with d = (z - max z) / T. Kept: the arguments and two numbers per row. All modes,
+        as for `soft_cross_entropy`.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxsoftmax
+        >>> print(jaxsoftmax.entropy(jnp.zeros((1, 8)), base=2))
+        [3.]
+
+    References:
+        C. E. Shannon, A Mathematical Theory of Communication, 1948.
+    """
+    checks.numbers_in("entropy", 0, math.inf, temperature=temperature)
+    checks.positive("entropy", base=base)
+    if base == 1:
+        checks.fail(ValueError, "entropy", "base must not be 1", base=base)
+    return _entropy_call(logits, where, temperature, axis=axis, base=base)
+
+
+_jit = functools.partial(jax.jit, inline=True)
+
+
+# Derivation. With d = (z - m) / T, e = exp(d), S = sum e, others = S - 1 (arrays.excess) and L = log S = log1p(others):
+#
+#   soft cross entropy   f = sum_j q_j (L - d_j), all terms >= 0. It is -sum_j q_j log p_j, so that df/dd is minus the
+#                        log-softmax rule at the cotangent q, and df/dq_j = L - d_j.
+#   entropy              f = L - sum_j p_j d_j.  dp_j = p_j (dd_j - sum p dd), dL = sum p dd, hence
+#                        df = -sum_j p_j (d_j - mu) dd_j with mu = sum p d: centred at the largest class, where d = 0.
+#   KL divergence        With a_j = (z_j - m_z - w_j + m_w) / T (z the model's logits, w the target's) and
+#                        D = log sum_j q_j exp(a_j):  delta_j = log p_j - log q_j = a_j - D.  Since sum p = sum q,
+#                        f = sum_j (p_j - q_j - q_j delta_j), each term >= 0: q_j phi(delta_j), phi(t) = exp(t) - 1 - t.
+#                        df/dz_j = (p_j - q_j) / T = q_j expm1(delta_j) / T,
+#                        df/dw_j = q_j (log q_j - log p_j - f) / T = -q_j (delta_j - sum q delta) / T.
+#                        For close logits D = log1p(sum q expm1(a)) has the relative precision of a; else D = L_z - L_w.
+
+
+class _Residuals(NamedTuple):
+    """The arguments, and per row: m and S - 1."""
+
+    logits: jax.Array
+    targets: Any
+    where: jax.Array | None
+    temperature: jax.Array | None
+    largest: jax.Array
+    others: jax.Array
+
+
+class _Options(NamedTuple):
+    axis: int
+    logit_cap: float | None
+
+
+def _excess(values: jax.Array, axes: arrays.Axes, temperature: Any) -> tuple[jax.Array, jax.Array]:
+    """m, and S - 1, which is 0 in a row without any class; a NaN stays."""
+    largest = arrays.row_max(values, axes)
+    others = arrays.excess(axes, values, largest, temperature)
+    return largest, jnp.where(others < 0, 0.0, others)
+
+
+def _soft_scaled(options: _Options, residuals: _Residuals) -> jax.Array:
+    values = capped(residuals.logits, residuals.where, options.logit_cap)
+    return arrays.centred(values, residuals.largest, residuals.temperature)
+
+
+def _soft_forward(options: _Options, logits: Any, targets: Any, where: Any, temperature: Any) -> Any:
+    axes = (options.axis,)
+    largest, others = _excess(capped(logits, where, options.logit_cap), axes, temperature)
+    residuals = _Residuals(logits, targets, where, temperature, largest, others)
+    surprise = jnp.log1p(others) - _soft_scaled(options, residuals)
+    wide = targets.astype(surprise.dtype)
+    return arrays.row_sum(jnp.where(wide == 0, 0.0, wide * jnp.where(wide == 0, 0.0, surprise)), axes), residuals
+
+
+def _soft_backward(options: _Options, residuals: _Residuals, cotangent: jax.Array) -> Any:
+    axes = (options.axis,)
+    scaled = _soft_scaled(options, residuals)
+    targets = residuals.targets.astype(scaled.dtype)
+    gradient = -cotangent * log_softmax_pull(scaled, residuals.others, targets, axes)
+    dlogits, dtemperature = arrays.to_inputs(gradient, scaled, residuals.temperature, axes)
+    if options.logit_cap is not None:
+        dlogits = dlogits * cap_slope(residuals.logits, residuals.where, options.logit_cap)
+    surprise = jnp.where(jnp.isneginf(scaled), 0.0, jnp.log1p(residuals.others) - scaled)
+    dtargets = (cotangent * surprise).astype(residuals.targets.dtype)
+    return dlogits.astype(residuals.logits.dtype), dtargets, None, dtemperature
+
+
+def _soft_tangent(options: _Options, residuals: _Residuals, tangents: Any) -> jax.Array:
+    axes = (options.axis,)
+    scaled = _soft_scaled(options, residuals)
+    vector = tangents[0].astype(scaled.dtype)
+    if options.logit_cap is not None:
+        vector = vector * cap_slope(residuals.logits, residuals.where, options.logit_cap)
+    vector = arrays.from_inputs(vector, tangents[3], scaled, residuals.temperature)
+    surprise = jnp.where(jnp.isneginf(scaled), 0.0, jnp.log1p(residuals.others) - scaled)
+    pushed = log_softmax_push(scaled, residuals.others, vector, axes)
+    terms = tangents[1].astype(scaled.dtype) * surprise - residuals.targets.astype(scaled.dtype) * pushed
+    return arrays.row_sum(terms, axes)
+
+
+_soft_cross_entropy = rules.operation(_soft_forward, _soft_backward, _soft_tangent)
+
+
+@functools.partial(_jit, static_argnames=("axis", "logit_cap"))
+def _soft_cross_entropy_call(
+    logits: Any, targets: Any, where: Any, temperature: Any, *, axis: int, logit_cap: float | None
+) -> jax.Array:
+    name = "soft_cross_entropy"
+    logits = checks.floating(name, logits=logits)
+    targets = checks.floating(name, targets=targets)
+    checks.same_shape(name, logits=logits, targets=targets)
+    axis, where, temperature = _common(name, logits, where, temperature, axis)
+    options = _Options(axis, None if logit_cap is None else float(logit_cap))
+    return jnp.squeeze(_soft_cross_entropy(options, logits, targets, where, temperature), axis)
+
+
+def _common(function: str, logits: jax.Array, where: Any, temperature: Any, axis: Any) -> tuple[int, Any, Any]:
+    axis = checks.class_axis(function, axis, logits)
+    where = checks.mask(function, where, logits, (axis,))
+    return axis, where, checks.per_row(function, "temperature", temperature, logits, (axis,))
+
+
+def _entropy_scaled(residuals: _Residuals) -> jax.Array:
+    return arrays.centred(arrays.present(residuals.logits, residuals.where), residuals.largest, residuals.temperature)
+
+
+def _entropy_forward(axis: int, logits: Any, where: Any, temperature: Any) -> Any:
+    largest, others = _excess(arrays.present(logits, where), (axis,), temperature)
+    residuals = _Residuals(logits, None, where, temperature, largest, others)
+    scaled = _entropy_scaled(residuals)
+    _, finite, probabilities = _distribution(scaled, others)
+    return jnp.log1p(others) - arrays.row_sum(probabilities * finite, (axis,)), residuals
+
+
+def _distribution(scaled: jax.Array, others: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Which classes are absent, d with 0 in their place, and p."""
+    absent = jnp.isneginf(scaled)
+    return absent, jnp.where(absent, 0.0, scaled), jnp.exp(scaled) / (1.0 + others)
+
+
+def _entropy_slopes(axis: int, scaled: jax.Array, others: jax.Array) -> jax.Array:
+    """-p (d - mu)."""
+    _, finite, probabilities = _distribution(scaled, others)
+    return probabilities * (arrays.row_sum(probabilities * finite, (axis,)) - finite)
+
+
+def _entropy_backward(axis: int, residuals: _Residuals, cotangent: jax.Array) -> Any:
+    scaled = _entropy_scaled(residuals)
+    gradient = cotangent * _entropy_slopes(axis, scaled, residuals.others)
+    dlogits, dtemperature = arrays.to_inputs(gradient, scaled, residuals.temperature, (axis,))
+    return dlogits.astype(residuals.logits.dtype), None, dtemperature
+
+
+def _entropy_tangent(axis: int, residuals: _Residuals, tangents: Any) -> jax.Array:
+    scaled = _entropy_scaled(residuals)
+    vector = arrays.from_inputs(tangents[0], tangents[2], scaled, residuals.temperature)
+    return arrays.row_sum(_entropy_slopes(axis, scaled, residuals.others) * vector, (axis,))
+
+
+_entropy = rules.operation(_entropy_forward, _entropy_backward, _entropy_tangent)
+
+
+@functools.partial(_jit, static_argnames=("axis", "base"))
+def _entropy_call(logits: Any, where: Any, temperature: Any, *, axis: int, base: float | None) -> jax.Array:
+    logits = checks.floating("entropy", logits=logits)
+    axis, where, temperature = _common("entropy", logits, where, temperature, axis)
+    nats = jnp.squeeze(_entropy(axis, logits, where, temperature), axis)
+    return nats if base is None else nats / math.log(base)
+
+
+class _KLResiduals(NamedTuple):
+    """The arguments, and per row: m and S - 1 of the model and of the target."""
+
+    logits: jax.Array
+    target_logits: jax.Array
+    where: jax.Array | None
+    temperature: jax.Array | None
+    largest: jax.Array
+    others: jax.Array
+    target_largest: jax.Array
+    target_others: jax.Array
+
+
+class _Pair(NamedTuple):
+    """Per class: d of the model and the target, which are absent, p, q, and delta, 0 where either is absent."""
+
+    model: jax.Array
+    target: jax.Array
+    model_absent: jax.Array
+    target_absent: jax.Array
+    p: jax.Array
+    q: jax.Array
+    delta: jax.Array
+
+
+def _pair(axis: int, residuals: _KLResiduals) -> _Pair:
+    logits, target_logits, where, temperature, largest, others, target_largest, target_others = residuals
+    values, target_values = arrays.present(logits, where), arrays.present(target_logits, where)
+    model = arrays.centred(values, largest, temperature)
+    target = arrays.centred(target_values, target_largest, temperature)
+    model_absent, _, p = _distribution(model, others)
+    target_absent, _, q = _distribution(target, target_others)
+    absent = model_absent | target_absent
+
+    # a from the differences of the logits and of the maxima: close logits lose no digit.
+    differences = values.astype(largest.dtype) - jnp.where(absent, 0.0, target_values.astype(largest.dtype))
+    gap = jnp.where(absent, 0.0, differences) - jnp.where(absent, 0.0, largest - target_largest)
+    if temperature is not None:
+        gap = gap * arrays.inverse_temperature(temperature)
+
+    far = (jnp.abs(gap) >= 0.5) | (model_absent != target_absent)
+    close = ~jnp.any(far, axis=axis, keepdims=True)
+    near_offset = jnp.log1p(arrays.row_sum(q * jnp.expm1(jnp.where(close, gap, 0.0)), (axis,)))
+    offset = jnp.where(close, near_offset, jnp.log1p(others) - jnp.log1p(target_others))
+    return _Pair(model, target, model_absent, target_absent, p, q, jnp.where(absent, 0.0, gap - offset))
+
+
+def _kl_terms(pair: _Pair) -> jax.Array:
+    """p - q - q delta >= 0: as q phi(delta) with the series of phi where delta is small."""
+    small = jnp.abs(pair.delta) < 0.5
+    t = jnp.where(small, pair.delta, 0.0)
+    series = jnp.ones_like(t)
+    for n in range(14, 2, -1):
+        series = 1.0 + t / n * series
+    present = jnp.where(small, 0.5 * pair.q * jnp.square(t) * series, (pair.p - pair.q) - pair.q * pair.delta)
+    costly = jnp.where(pair.model_absent, jnp.inf, present)
+    return jnp.where(pair.target_absent, pair.p, costly)
+
+
+def _kl_forward(axis: int, logits: Any, target_logits: Any, where: Any, temperature: Any) -> Any:
+    model = _excess(arrays.present(logits, where), (axis,), temperature)
+    target = _excess(arrays.present(target_logits, where), (axis,), temperature)
+    residuals = _KLResiduals(logits, target_logits, where, temperature, *model, *target)
+    return arrays.row_sum(_kl_terms(_pair(axis, residuals)), (axis,)), residuals
+
+
+def _kl_slopes(axis: int, pair: _Pair) -> tuple[jax.Array, jax.Array]:
+    """By d of the model p - q = q expm1(delta); by d of the target -q (delta - sum q delta), since f = -sum q delta."""
+    small = jnp.abs(pair.delta) < 0.5
+    near = pair.q * jnp.expm1(jnp.where(small, pair.delta, 0.0))
+    difference = jnp.where(small & ~pair.target_absent, near, pair.p - pair.q)
+    centre = arrays.row_sum(pair.q * pair.delta, (axis,))
+    by_target = pair.q * (centre - pair.delta)
+    return jnp.where(pair.model_absent, 0.0, difference), jnp.where(pair.model_absent, 0.0, by_target)
+
+
+def _kl_backward(axis: int, residuals: _KLResiduals, cotangent: jax.Array) -> Any:
+    pair = _pair(axis, residuals)
+    by_model, by_target = _kl_slopes(axis, pair)
+    temperature = residuals.temperature
+    dlogits, by_t = arrays.to_inputs(cotangent * by_model, pair.model, temperature, (axis,))
+    dtargets, target_by_t = arrays.to_inputs(cotangent * by_target, pair.target, temperature, (axis,))
+    dtemperature = None if by_t is None or target_by_t is None else by_t + target_by_t
+    logits, target_logits = residuals.logits, residuals.target_logits
+    return dlogits.astype(logits.dtype), dtargets.astype(target_logits.dtype), None, dtemperature
+
+
+def _kl_tangent(axis: int, residuals: _KLResiduals, tangents: Any) -> jax.Array:
+    pair = _pair(axis, residuals)
+    by_model, by_target = _kl_slopes(axis, pair)
+    model = arrays.from_inputs(tangents[0], tangents[3], pair.model, residuals.temperature)
+    target = arrays.from_inputs(tangents[1], tangents[3], pair.target, residuals.temperature)
+    return arrays.row_sum(by_model * model + by_target * target, (axis,))
+
+
+_kl = rules.operation(_kl_forward, _kl_backward, _kl_tangent)
+
+
+@functools.partial(_jit, static_argnames="axis")
+def _kl_call(logits: Any, target_logits: Any, where: Any, temperature: Any, *, axis: int) -> jax.Array:
+    name = "kl_divergence"
+    logits = checks.floating(name, logits=logits)
+    target_logits = checks.floating(name, target_logits=target_logits)
+    checks.same_shape(name, logits=logits, target_logits=target_logits)
+    checks.same_dtype(name, logits=logits, target_logits=target_logits)
+    axis, where, temperature = _common(name, logits, where, temperature, axis)
+    return jnp.squeeze(_kl(axis, logits, target_logits, where, temperature), axis)

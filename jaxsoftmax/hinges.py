@@ -1,0 +1,165 @@
+"""Multiclass hinge losses: the support vector machines that softmax classifiers are compared with."""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from jaxsoftmax._core import arrays, checks, rules
+
+__all__ = ["hinge_loss"]
+
+
+def hinge_loss(
+    logits: ArrayLike,
+    labels: ArrayLike,
+    *,
+    margin: ArrayLike = 1.0,
+    variant: str = "crammer_singer",
+    axis: int = -1,
+    where: ArrayLike | None = None,
+    ignore_label: int | None = None,
+) -> jax.Array:
+    """The multiclass hinge loss of support vector machines, with integer labels.
+
+    Crammer-Singer: max(0, m + max_{j≠y} zⱼ - z_y).  Weston-Watkins: Σ_{j≠y} max(0, m + zⱼ - z_y).
+
+    Args:
+        logits: [..., V], floating: scores, of any unit.
+        labels: [...], integers in [0, V).
+        margin: m, a scalar.
+        variant: "crammer_singer" or "weston_watkins".
+        axis: The class axis.
+        where: Which classes are present: boolean, of the shape of the logits or [V].
+        ignore_label: The one label whose rows have loss 0 and gradient 0, exactly.
+
+    Returns:
+        [...] in the unit of the scores, float32 or wider.
+
+    Raises:
+        TypeError: The logits are not floating, the labels not integers, or the mask not boolean.
+        ValueError: The axis is out of range, the class axis is empty, a shape does not fit or the variant is unknown.
+
+    Numerics:
+        From differences of scores, so that a common offset costs no digit. An absent label costs +inf; without any
+        other class the loss is 0.
+
+    Gradient:
+        A subgradient: 1 on each class that violates the margin (Crammer-Singer: on the best of the others, shared by
+        ties), minus their sum on the label; 0 at the kink. Kept: the arguments and two numbers per row. All modes.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxsoftmax
+        >>> print(jaxsoftmax.hinge_loss(jnp.array([[2.0, 1.5, 1.5]]), jnp.array([0])))
+        [0.5]
+
+    References:
+        K. Crammer and Y. Singer, On the Algorithmic Implementation of Multiclass Kernel-based Vector Machines, 2001.
+        J. Weston and C. Watkins, Support Vector Machines for Multi-Class Pattern Recognition, 1999.
+    """
+    checks.whole("hinge_loss", ignore_label=ignore_label)
+    checks.choice("hinge_loss", ("crammer_singer", "weston_watkins"), variant=variant)
+    return _hinge_call(logits, labels, where, margin, axis=axis, variant=variant, ignore_label=ignore_label)
+
+
+# Derivation of the hinge losses. With the margins  a_j = m + z_j - z_y  of the other classes, Crammer-Singer is
+# max(0, max_j a_j) and Weston-Watkins sum_j max(0, a_j). The slope of max(0, a) is 1 where a > 0; that of the maximum
+# is shared by the n classes that attain it. With u_j these slopes:  dz_j = g u_j,  dz_y = -g sum u,  dm = g sum u.
+
+
+class _HingeOptions(NamedTuple):
+    axis: int
+    variant: str
+    ignore_label: int | None
+
+
+class _HingeResiduals(NamedTuple):
+    logits: jax.Array
+    labels: jax.Array
+    where: jax.Array | None
+    margin: jax.Array
+
+
+def _violations(options: _HingeOptions, residuals: _HingeResiduals) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The margins a, -inf at the label and at absent classes; the label's logit; True at the label."""
+    logits, labels, where, margin = residuals
+    values = arrays.present(logits, where).astype(margin.dtype)
+    label = arrays.is_label(labels, logits.shape, options.axis)
+    target = arrays.pick(values, labels, options.axis)
+    absent = label | jnp.isneginf(values)
+    reference = jnp.where(jnp.isneginf(target), 0.0, target)
+    return jnp.where(absent, -jnp.inf, margin + (values - reference)), target, label
+
+
+def _hinge_slopes(options: _HingeOptions, violations: jax.Array) -> jax.Array:
+    """u_j."""
+    if options.variant == "crammer_singer":
+        best = violations == jnp.max(violations, axis=options.axis, keepdims=True)
+        number = arrays.row_sum(best.astype(violations.dtype), (options.axis,))
+        return jnp.where(best & (violations > 0), 1.0 / number, 0.0)
+    return (violations > 0).astype(violations.dtype)
+
+
+def _hinge_forward(options: _HingeOptions, *args: Any) -> Any:
+    residuals = _HingeResiduals(*args)
+    axes = (options.axis,)
+    violations, target, _ = _violations(options, residuals)
+    positive = jnp.maximum(violations, 0.0)
+    if options.variant == "crammer_singer":
+        loss = jnp.max(positive, axis=options.axis, keepdims=True)
+    else:
+        loss = arrays.row_sum(positive, axes)
+    # Maxima may pass over a NaN; this sum is 0, or NaN where the row holds NaN or inf.
+    values = arrays.present(residuals.logits, residuals.where).astype(loss.dtype)
+    values = jnp.where(jnp.isneginf(values), 0.0, values)
+    loss = loss + arrays.row_sum(values - values, axes)
+    loss = jnp.where(jnp.isneginf(target), jnp.inf, loss)
+    size = residuals.logits.shape[options.axis]
+    loss = jnp.where((residuals.labels >= 0) & (residuals.labels < size), loss, jnp.nan)
+    if options.ignore_label is not None:
+        loss = jnp.where(residuals.labels == options.ignore_label, 0.0, loss)
+    return loss, residuals
+
+
+def _hinge_jacobian(options: _HingeOptions, residuals: _HingeResiduals) -> tuple[jax.Array, jax.Array]:
+    """dloss/dz, and dloss/dm."""
+    loss, _ = _hinge_forward(options, *residuals)
+    violations, target, label = _violations(options, residuals)
+    slopes = _hinge_slopes(options, violations)
+    total = arrays.row_sum(slopes, (options.axis,))
+    by_logits = jnp.where(label, jnp.where(jnp.isneginf(target), 0.0, -total), slopes)
+    broken = jnp.where(jnp.isnan(loss), jnp.nan, 0.0)
+    if options.ignore_label is not None:
+        counted = residuals.labels != options.ignore_label
+        by_logits, total = jnp.where(counted, by_logits, 0.0), jnp.where(counted, total, 0.0)
+    return by_logits + broken, total + broken
+
+
+def _hinge_backward(options: _HingeOptions, residuals: _HingeResiduals, cotangent: jax.Array) -> Any:
+    by_logits, by_margin = _hinge_jacobian(options, residuals)
+    dlogits = (cotangent * by_logits).astype(residuals.logits.dtype)
+    return dlogits, None, None, arrays.sum_to(cotangent * by_margin, residuals.margin.shape)
+
+
+def _hinge_tangent(options: _HingeOptions, residuals: _HingeResiduals, tangents: Any) -> jax.Array:
+    by_logits, by_margin = _hinge_jacobian(options, residuals)
+    along = arrays.row_sum(by_logits * tangents[0].astype(by_logits.dtype), (options.axis,))
+    return along + by_margin * tangents[3]
+
+
+_hinge = rules.operation(_hinge_forward, _hinge_backward, _hinge_tangent)
+
+
+@functools.partial(jax.jit, inline=True, static_argnames=("axis", "variant", "ignore_label"))
+def _hinge_call(
+    logits: Any, labels: Any, where: Any, margin: Any, *, axis: int, variant: str, ignore_label: int | None
+) -> jax.Array:
+    logits = checks.floating("hinge_loss", logits=logits)
+    axis = checks.class_axis("hinge_loss", axis, logits)
+    where = checks.mask("hinge_loss", where, logits, (axis,))
+    labels = checks.labels("hinge_loss", labels, logits, axis)
+    margin = checks.scalar("hinge_loss", arrays.compute_dtype(logits.dtype), margin=margin)
+    margin = margin.reshape((1,) * logits.ndim)
+    return jnp.squeeze(_hinge(_HingeOptions(axis, variant, ignore_label), logits, labels, where, margin), axis)

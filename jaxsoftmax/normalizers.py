@@ -1,0 +1,451 @@
+"""Softmax, its logarithm, log-sum-exp and the smooth maximum."""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from jaxsoftmax._core import arrays, checks, rules, scalars
+
+__all__ = ["log_softmax", "logsumexp", "smooth_max", "softmax"]
+
+Axis = int | tuple[int, ...] | None
+
+
+def softmax(
+    logits: ArrayLike, *, axis: Axis = -1, where: ArrayLike | None = None, temperature: ArrayLike | None = None
+) -> jax.Array:
+    """Probabilities from logits.
+
+    pⱼ = exp(zⱼ / T) / Σₖ exp(zₖ / T)
+
+    Args:
+        logits: [..., V], floating.
+        axis: The class axis; a tuple, or None for all axes, normalizes over several at once.
+        where: Which classes are present: boolean, of the shape of the logits or [V].
+        temperature: T ≥ 0, a scalar or one number per row. 0 is the limit: all the mass on the largest logits, shared
+            by ties.
+
+    Returns:
+        [..., V], of the dtype of the logits.
+
+    Raises:
+        TypeError: The logits are not floating, or the mask is not boolean.
+        ValueError: An axis is out of range, the class axis is empty, a shape does not fit or a Python number T < 0.
+
+    Numerics:
+        Computed in float32 or wider and rounded once. Absent classes (a logit of -inf or where=False) get 0; a row
+        without any class is 0 everywhere. +inf or NaN makes its own row NaN.
+
+    Gradient:
+        dzⱼ = pⱼ ((gⱼ - c) - Σₖ pₖ (gₖ - c)) / T,  with c the cotangent of the largest class where that class has more
+        than half of the mass, so that no digit of the tail is lost, and 0 elsewhere. dT = -Σⱼ dzⱼ (zⱼ - max z) / T.
+        Kept: the arguments and two numbers per row. Reverse mode of any order, forward over reverse; forward mode
+            inside of
+        `jaxsoftmax.forward_mode()`.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxsoftmax
+        >>> print(jaxsoftmax.softmax(jnp.array([1.0, 1.0, -jnp.inf])))
+        [0.5 0.5 0. ]
+
+    References:
+        J. S. Bridle, Probabilistic interpretation of feedforward classification network outputs, 1990.
+    """
+    checks.numbers_in("softmax", 0, float("inf"), temperature=temperature)
+    return _softmax_call(logits, where, temperature, axis=axis)
+
+
+@functools.partial(jax.jit, static_argnames="axis", inline=True)
+def _softmax_call(logits: Any, where: Any, temperature: Any, *, axis: Axis) -> jax.Array:
+    return _softmax(*_canonical("softmax", logits, where, temperature, axis))
+
+
+def log_softmax(
+    logits: ArrayLike, *, axis: Axis = -1, where: ArrayLike | None = None, temperature: ArrayLike | None = None
+) -> jax.Array:
+    """Log-probabilities from logits, in nats.
+
+    log pⱼ = zⱼ / T - log Σₖ exp(zₖ / T)
+
+    Args:
+        logits: [..., V], floating.
+        axis: The class axis; a tuple, or None for all axes, normalizes over several at once.
+        where: Which classes are present: boolean, of the shape of the logits or [V].
+        temperature: T ≥ 0, a scalar or one number per row. 0 is the limit, with gradient 0.
+
+    Returns:
+        [..., V] in nats, of the dtype of the logits.
+
+    Raises:
+        TypeError: The logits are not floating, or the mask is not boolean.
+        ValueError: An axis is out of range, the class axis is empty, a shape does not fit or a Python number T < 0.
+
+    Numerics:
+        The largest class gets -log1p(Σ of the other exponentials), so that log p is right to the last digit when p is
+        1 - 1e-30 just as when it is 0.3. Absent classes get -inf, and so does every class of a row without any.
+
+    Gradient:
+        dzⱼ = (gⱼ - pⱼ Σₖ gₖ) / T, with 1 - p in place of the difference where p is more than half. Kept: the arguments
+        and two numbers per row. All modes, as for `softmax`.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxsoftmax
+        >>> certain, rest = jaxsoftmax.log_softmax(jnp.array([40.0, 0.0]))
+        >>> print(f"{certain:.4e} {rest:.4f}")
+        -4.2484e-18 -40.0000
+    """
+    checks.numbers_in("log_softmax", 0, float("inf"), temperature=temperature)
+    return _log_softmax_call(logits, where, temperature, axis=axis)
+
+
+@functools.partial(jax.jit, static_argnames="axis", inline=True)
+def _log_softmax_call(logits: Any, where: Any, temperature: Any, *, axis: Axis) -> jax.Array:
+    return _log_softmax(*_canonical("log_softmax", logits, where, temperature, axis))
+
+
+def logsumexp(
+    logits: ArrayLike,
+    *,
+    axis: Axis = -1,
+    where: ArrayLike | None = None,
+    weights: ArrayLike | None = None,
+    temperature: ArrayLike | None = None,
+    keepdims: bool = False,
+) -> jax.Array:
+    """The logarithm of a sum of exponentials, in nats.
+
+    log Σⱼ wⱼ exp(zⱼ / T)
+
+    Args:
+        logits: [..., V], floating.
+        axis: The class axis, a tuple of axes, or None for all.
+        where: Which classes are present: boolean, of the shape of the logits or [V].
+        weights: w (SciPy's b), of the shape of the logits or [V]; 1 by default. A class of weight 0 is absent. Weights
+            may be negative; a negative sum has no logarithm and gives NaN.
+        temperature: T ≥ 0, a scalar or one number per row.
+        keepdims: Keep the reduced axes with size 1.
+
+    Returns:
+        [...] in nats, of the dtype of the logits.
+
+    Raises:
+        TypeError: The logits or weights are not floating, or the mask is not boolean.
+        ValueError: An axis is out of range, the class axis is empty, a shape does not fit or a Python number T < 0.
+
+    Numerics:
+        max z / T + log Σⱼ wⱼ exp((zⱼ - max z) / T), in float32 or wider. A row without any class gives -inf with
+        gradient 0.
+
+    Gradient:
+        dzⱼ = g pⱼ / T,  dwⱼ = g exp(zⱼ / T - out),  dT = -g Σⱼ pⱼ zⱼ / T², where pⱼ are the weighted probabilities.
+        Kept: the arguments and two numbers per row. All modes, as for `softmax`.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxsoftmax
+        >>> print(f"{jaxsoftmax.logsumexp(jnp.array([1000.0, 1000.0])):.3f}")
+        1000.693
+    """
+    checks.numbers_in("logsumexp", 0, float("inf"), temperature=temperature)
+    return _logsumexp_call(logits, where, weights, temperature, axis=axis, keepdims=keepdims)
+
+
+@functools.partial(jax.jit, static_argnames=("axis", "keepdims"), inline=True)
+def _logsumexp_call(
+    logits: Any, where: Any, weights: Any, temperature: Any, *, axis: Axis, keepdims: bool
+) -> jax.Array:
+    axes, logits, where, temperature = _canonical("logsumexp", logits, where, temperature, axis)
+    if weights is not None:
+        weights = checks.class_weights("logsumexp", "weights", weights, logits, axes)
+    out = _logsumexp(axes, logits, where, weights, temperature)
+    return out if keepdims else jnp.squeeze(out, axes)
+
+
+def smooth_max(
+    logits: ArrayLike,
+    *,
+    temperature: ArrayLike = 1.0,
+    axis: Axis = -1,
+    where: ArrayLike | None = None,
+    keepdims: bool = False,
+) -> jax.Array:
+    """The smooth maximum: the largest value as T goes to 0, in the unit of the values.
+
+    T log Σⱼ exp(zⱼ / T)
+
+    Args:
+        logits: [..., V], floating.
+        temperature: T ≥ 0, a scalar or one number per row; 0 gives the maximum itself.
+        axis: The class axis, a tuple of axes, or None for all.
+        where: Which classes are present: boolean, of the shape of the logits or [V].
+        keepdims: Keep the reduced axes with size 1.
+
+    Returns:
+        [...], of the dtype of the logits; between max z and max z + T log V.
+
+    Raises:
+        TypeError: The logits are not floating, or the mask is not boolean.
+        ValueError: An axis is out of range, the class axis is empty, a shape does not fit or a Python number T < 0.
+
+    Numerics:
+        max z + T log Σⱼ exp((zⱼ - max z) / T). A row without any class gives -inf with gradient 0.
+
+    Gradient:
+        dzⱼ = g pⱼ (at T = 0 the largest share it) and dT = g H(p), the entropy of p in nats. Kept: the arguments and
+        two numbers per row. All modes, as for `softmax`.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxsoftmax
+        >>> print(f"{jaxsoftmax.smooth_max(jnp.array([1.0, 2.0]), temperature=0.5):.4f}")
+        2.0635
+    """
+    checks.numbers_in("smooth_max", 0, float("inf"), temperature=temperature)
+    return _smooth_max_call(logits, where, temperature, axis=axis, keepdims=keepdims)
+
+
+@functools.partial(jax.jit, static_argnames=("axis", "keepdims"), inline=True)
+def _smooth_max_call(logits: Any, where: Any, temperature: Any, *, axis: Axis, keepdims: bool) -> jax.Array:
+    axes, *arguments = _canonical("smooth_max", logits, where, temperature, axis)
+    out = _smooth_max(axes, *arguments)
+    return out if keepdims else jnp.squeeze(out, axes)
+
+
+def _canonical(function: str, logits: Any, where: Any, temperature: Any, axis: Axis) -> tuple[Any, ...]:
+    """Checked: (class axes, logits, mask of their rank or None, temperature per row or None)."""
+    logits = checks.floating(function, logits=logits)
+    axes = checks.class_axes(function, axis, logits)
+    where = checks.mask(function, where, logits, axes)
+    return axes, logits, where, checks.per_row(function, "temperature", temperature, logits, axes)
+
+
+# Derivation.
+#
+# Let m = max z, d = (z - m) / T, e = exp(d), S = sum e >= 1, p = e / S. Adding a constant to z changes neither p nor
+# log p, and moves the log-sum-exp by the same constant; so m counts as a constant, and with  dd  the gradient by d:
+#     dz_j = dd_j / T        dT = -(1 / T) sum_j dd_j d_j        (arrays.to_inputs; its transpose is from_inputs)
+#
+#   softmax            dp_j/dd_k = p_j (delta_jk - p_k), symmetric, so backward and tangent are the one function
+#                      J v = p (v - sum p v) = p ((v - c) - sum p (v - c)) for every c.
+#                      At a class j with p_j near 1, v_j - sum p v cancels; c = v_j makes the first term 0 and leaves
+# the sum
+#                      over the others. With p_j <= 1/2 everywhere nothing cancels, and c = 0 must be used, because the
+# v of a
+#                      rare class may be large beside all that counts. S < 2 tells the two apart, and then the largest
+# class
+#                      is unique.
+#   log softmax        out_j = d_j - log S, log S = log1p(S - 1) from the excess.
+#                      dd_j = g_j - p_j G, G = sum g over the present classes. For the class with p_j > 1/2 this is
+#                      g_j (S - 1) / S - p_j (G - g_j), where nothing cancels.
+#                      Tangent: v_j - sum p v, centred by c as above.
+#   log-sum-exp        out = m / T + log S, and d out/dd_j = p_j; the m / T adds -m / T^2 to d out/dT.
+#   smooth maximum     out = m + T log S, d out/dz_j = p_j, d out/dT = log S - sum p d = H(p).
+
+
+class _Residuals(NamedTuple):
+    """The arguments, and per row: m, and S (for log softmax S - 1)."""
+
+    logits: jax.Array
+    where: jax.Array | None
+    temperature: jax.Array | None
+    shift: jax.Array
+    total: jax.Array
+
+    def scaled(self) -> jax.Array:
+        """d = (z - m) / T."""
+        return arrays.centred(arrays.present(self.logits, self.where), self.shift, self.temperature)
+
+
+def softmax_probabilities(scaled: jax.Array, total: jax.Array) -> jax.Array:
+    """p = exp(d) / S, and 0 in a row without any class."""
+    return jnp.exp(scaled) / jnp.where(total == 0, 1.0, total)
+
+
+def _sums(axes: arrays.Axes, logits: Any, where: Any, temperature: Any) -> _Residuals:
+    values = arrays.present(logits, where)
+    shift = arrays.row_max(values, axes)
+    total = arrays.row_sum(jnp.exp(arrays.centred(values, shift, temperature)), axes)
+    return _Residuals(logits, where, temperature, shift, total)
+
+
+def _centre(scaled: jax.Array, total: jax.Array, vector: jax.Array, axes: arrays.Axes) -> jax.Array:
+    """c: the vector at the largest class where that class has more than half of the mass, else 0."""
+    return jnp.where(total < 2, arrays.row_sum(jnp.where(scaled == 0, vector, 0.0), axes), 0.0)
+
+
+def softmax_jacobian(scaled: jax.Array, total: jax.Array, vector: jax.Array, axes: arrays.Axes) -> jax.Array:
+    """J v = p ((v - c) - sum p (v - c))."""
+    probabilities = softmax_probabilities(scaled, total)
+    vector = vector - _centre(scaled, total, vector, axes)
+    return probabilities * (vector - arrays.row_sum(probabilities * vector, axes))
+
+
+def _softmax_forward(axes: arrays.Axes, logits: Any, where: Any, temperature: Any) -> Any:
+    residuals = _sums(axes, logits, where, temperature)
+    return softmax_probabilities(residuals.scaled(), residuals.total).astype(logits.dtype), residuals
+
+
+def _softmax_backward(axes: arrays.Axes, residuals: _Residuals, cotangent: jax.Array) -> Any:
+    scaled = residuals.scaled()
+    gradient = softmax_jacobian(scaled, residuals.total, cotangent.astype(scaled.dtype), axes)
+    dlogits, dtemperature = arrays.to_inputs(gradient, scaled, residuals.temperature, axes)
+    return dlogits.astype(residuals.logits.dtype), None, dtemperature
+
+
+def _softmax_tangent(axes: arrays.Axes, residuals: _Residuals, tangents: Any) -> jax.Array:
+    scaled = residuals.scaled()
+    vector = arrays.from_inputs(tangents[0], tangents[2], scaled, residuals.temperature)
+    return softmax_jacobian(scaled, residuals.total, vector, axes).astype(residuals.logits.dtype)
+
+
+_softmax = rules.operation(_softmax_forward, _softmax_backward, _softmax_tangent)
+
+
+def _log_softmax_forward(axes: arrays.Axes, logits: Any, where: Any, temperature: Any) -> Any:
+    values = arrays.present(logits, where)
+    shift = arrays.row_max(values, axes)
+    others = arrays.excess(axes, values, shift, temperature)
+    others = jnp.where(others < 0, 0.0, others)  # a row without any class; a NaN stays
+    out = arrays.centred(values, arrays.fresh(shift), temperature) - jnp.log1p(others)
+    return out.astype(logits.dtype), _Residuals(logits, where, temperature, shift, others)
+
+
+def log_softmax_pull(scaled: jax.Array, others: jax.Array, cotangent: jax.Array, axes: arrays.Axes) -> jax.Array:
+    """The gradient by d of sum_j g_j log p_j, with `others` the excess S - 1."""
+    total = 1.0 + others
+    cotangent = jnp.where(jnp.isneginf(scaled), 0.0, cotangent)
+    top = (scaled == 0) & (total < 2)
+    rest = arrays.row_sum(jnp.where(top, 0.0, cotangent), axes)
+    whole = rest + arrays.row_sum(jnp.where(top, cotangent, 0.0), axes)
+    # At the top d = 0 in value; as a function, S - exp(d) over exp(d) is what stands for the others there.
+    top_scaled = jnp.where(top, scaled, 0.0)
+    others_at_top = others + total * jnp.expm1(-top_scaled)
+    at_top = (cotangent * others_at_top - rest) / (total * jnp.exp(-top_scaled))
+    return jnp.where(top, at_top, cotangent - softmax_probabilities(scaled, total) * whole)
+
+
+def log_softmax_push(scaled: jax.Array, others: jax.Array, vector: jax.Array, axes: arrays.Axes) -> jax.Array:
+    """The tangent of log p along the tangent v of d, with `others` the excess S - 1."""
+    total = 1.0 + others
+    vector = vector - _centre(scaled, total, vector, axes)
+    tangent = vector - arrays.row_sum(softmax_probabilities(scaled, total) * vector, axes)
+    return jnp.where(jnp.isneginf(scaled), 0.0, tangent)
+
+
+def _log_softmax_backward(axes: arrays.Axes, residuals: _Residuals, cotangent: jax.Array) -> Any:
+    scaled = residuals.scaled()
+    gradient = log_softmax_pull(scaled, residuals.total, cotangent.astype(scaled.dtype), axes)
+    dlogits, dtemperature = arrays.to_inputs(gradient, scaled, residuals.temperature, axes)
+    return dlogits.astype(residuals.logits.dtype), None, dtemperature
+
+
+def _log_softmax_tangent(axes: arrays.Axes, residuals: _Residuals, tangents: Any) -> jax.Array:
+    scaled = residuals.scaled()
+    vector = arrays.from_inputs(tangents[0], tangents[2], scaled, residuals.temperature)
+    return log_softmax_push(scaled, residuals.total, vector, axes).astype(residuals.logits.dtype)
+
+
+_log_softmax = rules.operation(_log_softmax_forward, _log_softmax_backward, _log_softmax_tangent)
+
+
+class _SumResiduals(NamedTuple):
+    """The arguments, and per row: m and S."""
+
+    logits: jax.Array
+    where: jax.Array | None
+    weights: jax.Array | None
+    temperature: jax.Array | None
+    shift: jax.Array
+    total: jax.Array
+
+    def scaled(self) -> jax.Array:
+        """d = (z - m) / T."""
+        return arrays.centred(_weighted(self.logits, self.where, self.weights), self.shift, self.temperature)
+
+    def probabilities(self, scaled: jax.Array) -> jax.Array:
+        """w exp(d) / S."""
+        plain = softmax_probabilities(scaled, self.total)
+        return plain if self.weights is None else self.weights * plain
+
+
+def _weighted(logits: jax.Array, where: jax.Array | None, weights: jax.Array | None) -> jax.Array:
+    """The logits with absent classes at -inf, those of weight 0 among them."""
+    values = arrays.present(logits, where)
+    return values if weights is None else arrays.present(values, weights != 0)
+
+
+def _weighted_sums(logits: Any, where: Any, weights: Any, temperature: Any, axes: arrays.Axes) -> _SumResiduals:
+    values = _weighted(logits, where, weights)
+    shift = arrays.row_max(values, axes)
+    terms = jnp.exp(arrays.centred(values, shift, temperature))
+    total = arrays.row_sum(terms if weights is None else weights * terms, axes)
+    return _SumResiduals(logits, where, weights, temperature, shift, total)
+
+
+def _logsumexp_forward(axes: arrays.Axes, logits: Any, where: Any, weights: Any, temperature: Any) -> Any:
+    residuals = _weighted_sums(logits, where, weights, temperature, axes)
+    out = arrays.quotient(residuals.shift, temperature) + scalars.safe_log(residuals.total)
+    return out.astype(logits.dtype), residuals
+
+
+def _logsumexp_backward(axes: arrays.Axes, residuals: _SumResiduals, cotangent: jax.Array) -> Any:
+    scaled, temperature = residuals.scaled(), residuals.temperature
+    cotangent = jnp.where(residuals.total == 0, 0.0, cotangent.astype(scaled.dtype))
+    gradient = cotangent * residuals.probabilities(scaled)
+    dlogits, dtemperature = arrays.to_inputs(gradient, scaled, temperature, axes)
+    if temperature is not None and dtemperature is not None:
+        slope = arrays.quotient_slope(residuals.shift, temperature)
+        dtemperature = dtemperature - jnp.where(residuals.total == 0, 0.0, cotangent * slope)
+    dweights = None
+    if residuals.weights is not None:
+        offered = arrays.centred(arrays.present(residuals.logits, residuals.where), residuals.shift, temperature)
+        dweights = arrays.sum_to(cotangent * softmax_probabilities(offered, residuals.total), residuals.weights.shape)
+    return dlogits.astype(residuals.logits.dtype), None, dweights, dtemperature
+
+
+def _logsumexp_tangent(axes: arrays.Axes, residuals: _SumResiduals, tangents: Any) -> jax.Array:
+    scaled, temperature = residuals.scaled(), residuals.temperature
+    vector = arrays.from_inputs(tangents[0], tangents[3], scaled, temperature)
+    tangent = arrays.row_sum(residuals.probabilities(scaled) * vector, axes)
+    if temperature is not None:
+        tangent = tangent - arrays.quotient_slope(residuals.shift, temperature) * tangents[3]
+    if residuals.weights is not None:
+        offered = arrays.centred(arrays.present(residuals.logits, residuals.where), residuals.shift, temperature)
+        tangent = tangent + arrays.row_sum(softmax_probabilities(offered, residuals.total) * tangents[2], axes)
+    return jnp.where(residuals.total == 0, 0.0, tangent).astype(residuals.logits.dtype)
+
+
+_logsumexp = rules.operation(_logsumexp_forward, _logsumexp_backward, _logsumexp_tangent)
+
+
+def _smooth_max_forward(axes: arrays.Axes, logits: Any, where: Any, temperature: Any) -> Any:
+    residuals = _sums(axes, logits, where, temperature)
+    out = jnp.where(residuals.total == 0, -jnp.inf, residuals.shift + temperature * scalars.safe_log(residuals.total))
+    return out.astype(logits.dtype), residuals
+
+
+def _entropy(scaled: jax.Array, total: jax.Array, axes: arrays.Axes) -> jax.Array:
+    """H(p) = log S - sum p d, in nats; 0 in a row without any class."""
+    finite = jnp.where(jnp.isneginf(scaled), 0.0, scaled)
+    entropy = scalars.safe_log(total) - arrays.row_sum(softmax_probabilities(scaled, total) * finite, axes)
+    return jnp.where(total == 0, 0.0, entropy)
+
+
+def _smooth_max_backward(axes: arrays.Axes, residuals: _Residuals, cotangent: jax.Array) -> Any:
+    scaled = residuals.scaled()
+    cotangent = cotangent.astype(scaled.dtype)
+    dlogits = cotangent * softmax_probabilities(scaled, residuals.total)
+    dtemperature = cotangent * _entropy(scaled, residuals.total, axes)
+    return dlogits.astype(residuals.logits.dtype), None, dtemperature
+
+
+def _smooth_max_tangent(axes: arrays.Axes, residuals: _Residuals, tangents: Any) -> jax.Array:
+    scaled = residuals.scaled()
+    probabilities = softmax_probabilities(scaled, residuals.total)
+    tangent = arrays.row_sum(probabilities * tangents[0].astype(scaled.dtype), axes)
+    tangent = tangent + _entropy(scaled, residuals.total, axes) * tangents[2]
+    return tangent.astype(residuals.logits.dtype)
+
+
+_smooth_max = rules.operation(_smooth_max_forward, _smooth_max_backward, _smooth_max_tangent)

@@ -1,0 +1,350 @@
+"""A loss as a function of the row statistics: a few lines each, for dense, streamed and sharded heads alike.
+
+Every objective takes a `RowStatistics` first and returns one loss per row, [...], in the dtype of the statistics;
+options are keyword-only, and `functools.partial` fixes them. To write your own, take what you need from the statistics:
+
+    def objective(statistics):
+        return -statistics.log_prob + 0.1 * statistics.error_prob
+
+A labelled class that is absent costs +inf, a label out of range NaN, an ignored row exactly 0.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from jaxsoftmax._core import checks, rules, scalars
+from jaxsoftmax.statistics import RowStatistics
+
+__all__ = ["additive_margin", "angular_margin", "cross_entropy", "focal", "poly", "z_loss"]
+
+
+def cross_entropy(
+    statistics: RowStatistics,
+    *,
+    label_smoothing: ArrayLike = 0.0,
+    smoothing: str = "uniform",
+    z_loss: ArrayLike = 0.0,
+) -> jax.Array:
+    """Cross entropy of the labels, with label smoothing and z-loss.
+
+    (1 - ε) · -log p[y]  +  ε · mean over present classes of -log pⱼ  +  z_loss · (log normalizer)²
+
+    Args:
+        statistics: Fields [...].
+        label_smoothing: ε in [0, 1].
+        smoothing: "uniform" mixes with the uniform distribution over the K present classes (ε/K each, as torch, optax,
+            TensorFlow and Keras do); "others" gives ε/(K-1) to each class but the labelled one (fairseq, Megatron).
+        z_loss: Coefficient ≥ 0 of the squared log normalizer.
+
+    Returns:
+        [...] in nats.
+
+    Raises:
+        ValueError: An option is out of range or unknown.
+
+    Numerics:
+        -log p[y] = softplus(-log-odds), right to the last digit however certain the label. Both terms of the smoothing
+        are positive, so that nothing cancels.
+
+    Gradient:
+        d(-log p[y]) / d(log-odds) = -(1 - p[y]). All modes, as for `row_statistics`.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxsoftmax
+        >>> statistics = jaxsoftmax.row_statistics(jnp.array([[2.0, 0.0, 0.0]]), jnp.array([0]))
+        >>> [loss] = jaxsoftmax.objectives.cross_entropy(statistics, label_smoothing=0.1)
+        >>> print(f"{loss:.4f}")
+        0.3729
+
+    References:
+        C. Szegedy et al., Rethinking the Inception Architecture, 2016 (label smoothing).
+        A. Chowdhery et al., PaLM, 2022 (z-loss).
+    """
+    checks.numbers_in("objectives.cross_entropy", 0, 1, label_smoothing=label_smoothing)
+    checks.numbers_in("objectives.cross_entropy", 0, math.inf, z_loss=z_loss)
+    checks.choice("objectives.cross_entropy", ("uniform", "others"), smoothing=smoothing)
+    return penalized(smoothed(statistics, label_smoothing, smoothing), statistics, z_loss)
+
+
+def z_loss(statistics: RowStatistics) -> jax.Array:
+    """The squared log normalizer, which keeps logits from drifting.
+
+    (log Σⱼ exp(zⱼ))²
+
+    Args:
+        statistics: Fields [...].
+
+    Returns:
+        [...] in nats squared; 0 where no class is present.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxsoftmax
+        >>> statistics = jaxsoftmax.row_statistics(jnp.array([[0.0, 0.0]]), jnp.array([0]))
+        >>> [loss] = jaxsoftmax.objectives.z_loss(statistics)
+        >>> print(f"{loss:.4f}")
+        0.4805
+
+    References:
+        A. Chowdhery et al., PaLM: Scaling Language Modeling with Pathways, 2022, section 5.
+    """
+    normalizer = statistics.log_normalizer
+    return jnp.square(jnp.where(jnp.isneginf(normalizer), 0.0, normalizer))
+
+
+def focal(statistics: RowStatistics, *, gamma: ArrayLike = 2.0) -> jax.Array:
+    """The focal loss: cross entropy weighted down where the label is already likely.
+
+    (1 - p[y])^γ · -log p[y]
+
+    Args:
+        statistics: Fields [...].
+        gamma: γ ≥ 0, a scalar; 0 gives the cross entropy.
+
+    Returns:
+        [...] in nats.
+
+    Raises:
+        ValueError: A Python number γ < 0.
+
+    Numerics:
+        With x = -log-odds: σ(x)^γ softplus(x), the power as exp(-γ softplus(-x)). Finite for every γ at p → 0 and p →
+        1.
+
+    Gradient:
+        σ(x)^γ (γ σ(-x) softplus(x) + σ(x)) by x, never a power of γ - 1, which is infinite at p = 1 for γ < 1; by γ the
+        loss times log(1 - p[y]). All modes, as for `row_statistics`.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxsoftmax
+        >>> statistics = jaxsoftmax.row_statistics(jnp.array([[2.0, 0.0, 0.0]]), jnp.array([0]))
+        >>> [loss] = jaxsoftmax.objectives.focal(statistics, gamma=0.5)
+        >>> print(f"{loss:.4f}")
+        0.1106
+
+    References:
+        T.-Y. Lin et al., Focal Loss for Dense Object Detection, 2017.
+    """
+    checks.numbers_in("objectives.focal", 0, math.inf, gamma=gamma)
+    x = -statistics.log_odds
+    return _focal(x, jnp.broadcast_to(jnp.asarray(gamma, x.dtype), x.shape))
+
+
+def poly(statistics: RowStatistics, *, epsilon: ArrayLike = 1.0) -> jax.Array:
+    """Poly-1: cross entropy with the first coefficient of its expansion in 1 - p changed by ε.
+
+    -log p[y] + ε (1 - p[y])
+
+    Args:
+        statistics: Fields [...].
+        epsilon: ε ≥ -1, a scalar.
+
+    Returns:
+        [...] in nats.
+
+    Raises:
+        ValueError: A Python number ε < -1.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxsoftmax
+        >>> statistics = jaxsoftmax.row_statistics(jnp.array([[2.0, 0.0, 0.0]]), jnp.array([0]))
+        >>> [loss] = jaxsoftmax.objectives.poly(statistics)
+        >>> print(f"{loss:.4f}")
+        0.4526
+
+    References:
+        Z. Leng et al., PolyLoss: A Polynomial Expansion Perspective of Classification Loss Functions, 2022.
+    """
+    checks.numbers_in("objectives.poly", -1, math.inf, epsilon=epsilon)
+    x = -statistics.log_odds
+    return _poly(x, jnp.broadcast_to(jnp.asarray(epsilon, x.dtype), x.shape))
+
+
+def additive_margin(statistics: RowStatistics, *, margin: ArrayLike = 0.35, scale: ArrayLike = 64.0) -> jax.Array:
+    """CosFace: the cosine of the labelled class must win by a margin.
+
+    -log( exp(s (cos θ_y - m)) / (exp(s (cos θ_y - m)) + Σ_{j≠y} exp(s cos θⱼ)) )
+
+    Args:
+        statistics: Those of the logits s · cos θ, fields [...].
+        margin: m, in cosines.
+        scale: s, the factor that is already in the logits.
+
+    Returns:
+        [...] in nats.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxsoftmax
+        >>> statistics = jaxsoftmax.row_statistics(10.0 * jnp.array([[0.9, 0.2]]), jnp.array([0]))
+        >>> [loss] = jaxsoftmax.objectives.additive_margin(statistics, margin=0.35, scale=10.0)
+        >>> print(f"{loss:.4f}")
+        0.0298
+
+    References:
+        H. Wang et al., CosFace: Large Margin Cosine Loss for Deep Face Recognition, 2018.
+    """
+    x = -statistics.log_odds
+    shift = jnp.asarray(margin, x.dtype) * jnp.asarray(scale, x.dtype)
+    return _logistic(x + shift)
+
+
+def angular_margin(statistics: RowStatistics, *, margin: ArrayLike = 0.5, scale: ArrayLike = 64.0) -> jax.Array:
+    """ArcFace: the angle of the labelled class must win by a margin.
+
+    The labelled logit s cos θ becomes s cos(θ + m), or s (cos θ - m sin m) where θ + m passes π; then cross entropy.
+
+    Args:
+        statistics: Those of the logits s · cos θ, fields [...].
+        margin: m in [0, π], in radians.
+        scale: s > 0, the factor that is already in the logits.
+
+    Returns:
+        [...] in nats.
+
+    Raises:
+        ValueError: A Python number is out of range.
+
+    Numerics:
+        The cosine is held in [-1, 1], where rounding can push it out.
+
+    Gradient:
+        d cos(θ + m) / d cos θ = sin(θ + m) / sin θ, true also where others take it for 1. It is infinite at |cos θ| =
+        1; there sin θ is held at the square root of the machine epsilon, below which the cosine does not resolve it.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxsoftmax
+        >>> statistics = jaxsoftmax.row_statistics(10.0 * jnp.array([[1.0, 0.2]]), jnp.array([0]))
+        >>> [loss] = jaxsoftmax.objectives.angular_margin(statistics, margin=0.5, scale=10.0)
+        >>> print(f"{loss:.5f}")
+        0.00114
+
+    References:
+        J. Deng et al., ArcFace: Additive Angular Margin Loss for Deep Face Recognition, 2019.
+    """
+    checks.numbers_in("objectives.angular_margin", 0, math.pi, margin=margin)
+    checks.numbers_in("objectives.angular_margin", 0, math.inf, scale=scale)
+    scale = jnp.asarray(scale, statistics.target.dtype)
+    margin = jnp.asarray(margin, statistics.target.dtype)
+    cosine = (statistics.target + statistics.shift) / scale
+    gap = _margin_gap(cosine, jnp.broadcast_to(margin, cosine.shape))
+    return _logistic(scale * gap - statistics.log_odds)
+
+
+def smoothed(statistics: RowStatistics, label_smoothing: ArrayLike, smoothing: str) -> jax.Array:
+    """Cross entropy with label smoothing, of checked arguments."""
+    if isinstance(label_smoothing, int | float) and label_smoothing == 0:
+        return _logistic(-statistics.log_odds)
+    share = jnp.broadcast_to(jnp.asarray(label_smoothing, statistics.target.dtype), statistics.target.shape)
+    if smoothing == "others":
+        # eps / (K - 1) to the others is the uniform mixture with eps K / (K - 1); a single class has no others.
+        others = statistics.classes - 1.0
+        share = jnp.where(others > 0, share * statistics.classes / jnp.maximum(others, 1.0), 0.0)
+    return _smoothed(statistics.target, statistics.rest, statistics.mean, share)
+
+
+def penalized(loss: jax.Array, statistics: RowStatistics, coefficient: ArrayLike) -> jax.Array:
+    """The loss plus the z-loss times its coefficient, of checked arguments."""
+    if isinstance(coefficient, int | float) and coefficient == 0:
+        return loss
+    return loss + jnp.asarray(coefficient, loss.dtype) * z_loss(statistics)
+
+
+# Derivation. Everything is a function of x = -log-odds, the log-odds of being wrong; s = sigmoid, and 1 - s(x) = s(-x).
+#
+#   cross entropy      f = softplus(x)                 f' = s(x)
+#   label smoothing    f = (1 - e) softplus(x) + e (log(exp(target) + exp(rest)) - mean),  both terms positive;
+#                      by target e s(-x) - (1 - e) s(x), by rest s(x), by mean -e, by e target - mean
+#   focal              f = s(x)^gamma softplus(x)      f' = s(x)^gamma (gamma s(-x) softplus(x) + s(x)),  from
+#                                                      d log s / dx = s(-x);   df/dgamma = f log s(x)
+#   poly-1             f = softplus(x) + eps s(x)      f' = s(x) + eps s(x) s(-x);   df/deps = s(x)
+#
+# At x = -inf (an ignored or certain row) and x = inf (an absent label) products of 0 and inf arise, whose limit is 0:
+# the infinite factor is held at the largest number.
+#
+# The angular margin with c = cos(theta), q = sin(theta) = sqrt((1 - c)(1 + c)):
+#     gap = c - cos(theta + m) = 2 c sin^2(m / 2) + q sin(m)
+#     dgap/dc = 2 sin^2(m / 2) - c sin(m) / q,        dgap/dm = c sin(m) + q cos(m)
+# and where theta + m > pi, that is c < -cos(m):  gap = m sin(m), dgap/dc = 0, dgap/dm = sin(m) + m cos(m).
+
+
+def _log_sigmoid(x: jax.Array) -> jax.Array:
+    """log s(x), finite."""
+    return -scalars.softplus(-jnp.maximum(x, float(jnp.finfo(x.dtype).min)))
+
+
+def _held(x: jax.Array) -> jax.Array:
+    """An infinite factor at the largest number."""
+    return jnp.minimum(x, float(jnp.finfo(x.dtype).max))
+
+
+_logistic = rules.elementwise(scalars.softplus, lambda x: (scalars.sigmoid(x),))
+
+
+def _smoothed_value(target: jax.Array, rest: jax.Array, mean: jax.Array, share: jax.Array) -> jax.Array:
+    plain = scalars.softplus(-scalars.log_odds(target, rest))
+    uniform = scalars.log_add(target, rest) - mean
+    absent = jnp.isneginf(target)
+    return jnp.where(absent, plain, (1.0 - share) * jnp.where(absent, 0.0, plain) + share * uniform)
+
+
+def _smoothed_slopes(target: jax.Array, rest: jax.Array, mean: jax.Array, share: jax.Array) -> tuple[jax.Array, ...]:
+    odds = scalars.log_odds(target, rest)
+    wrong, right = scalars.sigmoid(-odds), scalars.sigmoid(odds)
+    by_share = jnp.where(jnp.isneginf(target), 0.0, target - mean)
+    return share * right - (1.0 - share) * wrong, wrong, -share, by_share
+
+
+_smoothed = rules.elementwise(_smoothed_value, _smoothed_slopes)
+
+
+def focal_value(x: jax.Array, gamma: jax.Array) -> jax.Array:
+    return jnp.exp(gamma * _log_sigmoid(x)) * scalars.softplus(x)
+
+
+def focal_slopes(x: jax.Array, gamma: jax.Array) -> tuple[jax.Array, jax.Array]:
+    loss = _held(scalars.softplus(x))
+    power = jnp.exp(gamma * _log_sigmoid(x))
+    by_x = power * (gamma * scalars.sigmoid(-x) * loss + scalars.sigmoid(x))
+    return by_x, power * loss * _log_sigmoid(x)
+
+
+_focal = rules.elementwise(focal_value, focal_slopes)
+
+
+def _poly_value(x: jax.Array, epsilon: jax.Array) -> jax.Array:
+    return scalars.softplus(x) + epsilon * scalars.sigmoid(x)
+
+
+def _poly_slopes(x: jax.Array, epsilon: jax.Array) -> tuple[jax.Array, jax.Array]:
+    wrong = scalars.sigmoid(x)
+    return wrong + epsilon * wrong * scalars.sigmoid(-x), wrong
+
+
+_poly = rules.elementwise(_poly_value, _poly_slopes)
+
+
+def _angle(cosine: jax.Array, margin: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """c in [-1, 1], sin(theta), and whether theta + m stays within pi."""
+    cosine = jnp.clip(cosine, -1.0, 1.0)
+    return cosine, jnp.sqrt((1.0 - cosine) * (1.0 + cosine)), cosine >= -jnp.cos(margin)
+
+
+def _margin_gap_value(cosine: jax.Array, margin: jax.Array) -> jax.Array:
+    cosine, sine, within = _angle(cosine, margin)
+    gap = 2.0 * cosine * jnp.square(jnp.sin(margin / 2.0)) + sine * jnp.sin(margin)
+    return jnp.where(within, gap, margin * jnp.sin(margin))
+
+
+def _margin_gap_slopes(cosine: jax.Array, margin: jax.Array) -> tuple[jax.Array, jax.Array]:
+    cosine, _, within = _angle(cosine, margin)
+    squared = jnp.maximum((1.0 - cosine) * (1.0 + cosine), float(jnp.finfo(cosine.dtype).eps))
+    sine = jnp.sqrt(squared)  # held before the root, whose own slope is infinite at 0
+    by_cosine = 2.0 * jnp.square(jnp.sin(margin / 2.0)) - cosine * jnp.sin(margin) / sine
+    by_margin = cosine * jnp.sin(margin) + sine * jnp.cos(margin)
+    beyond = jnp.sin(margin) + margin * jnp.cos(margin)
+    return jnp.where(within, by_cosine, 0.0), jnp.where(within, by_margin, beyond)
+
+
+_margin_gap = rules.elementwise(_margin_gap_value, _margin_gap_slopes)

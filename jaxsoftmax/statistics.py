@@ -1,0 +1,286 @@
+"""The few numbers through which softmax losses see a row of logits, and the dense head that computes them."""
+
+import functools
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from jaxsoftmax._core import arrays, checks, rules, scalars
+
+__all__ = ["RowStatistics", "row_statistics"]
+
+
+class RowStatistics(NamedTuple):
+    """What an objective sees of each row; all fields have shape [...], in float32 or wider, in nats.
+
+    target, rest and mean are relative to `shift`, the row's largest logit, so that a common offset of the logits costs
+    no digit; absolute values are one addition away. To differentiation by the logits the shift is a constant.
+
+    Attributes:
+        target: z[y], the logit of the labelled class; -inf where it is absent, NaN where the label is out of range.
+        rest: The log-sum-exp of all other classes; -inf where there are none.
+        mean: The mean of the logits of the present classes.
+        shift: The largest logit.
+        classes: The number of present classes.
+    """
+
+    target: jax.Array
+    rest: jax.Array
+    mean: jax.Array
+    shift: jax.Array
+    classes: jax.Array
+
+    @property
+    def log_odds(self) -> jax.Array:
+        """log p[y] - log(1 - p[y]); -inf where the labelled class is absent."""
+        return scalars.log_odds(self.target, self.rest)
+
+    @property
+    def log_normalizer(self) -> jax.Array:
+        """The log-sum-exp of all classes."""
+        return self.shift + scalars.log_add(self.target, self.rest)
+
+    @property
+    def log_prob(self) -> jax.Array:
+        """log p[y]; its negative is the cross entropy."""
+        return -scalars.softplus(-self.log_odds)
+
+    @property
+    def prob(self) -> jax.Array:
+        """p[y]."""
+        return scalars.sigmoid(self.log_odds)
+
+    @property
+    def error_prob(self) -> jax.Array:
+        """1 - p[y], exact to the last digit also where p[y] rounds to 1."""
+        return scalars.sigmoid(-self.log_odds)
+
+
+def row_statistics(
+    logits: ArrayLike,
+    labels: ArrayLike,
+    *,
+    axis: int = -1,
+    where: ArrayLike | None = None,
+    temperature: ArrayLike | None = None,
+    logit_cap: float | None = None,
+    ignore_label: int | None = None,
+) -> RowStatistics:
+    """The statistics of every row, from logits in memory.
+
+    target = z[y] - m,  rest = log Σ_{j≠y} exp(zⱼ - m),  mean = Σⱼ (zⱼ - m) / K,  shift = m = max z
+
+    Args:
+        logits: [..., V], floating.
+        labels: [...], integers in [0, V).
+        axis: The class axis.
+        where: Which classes are present: boolean, of the shape of the logits or [V].
+        temperature: T ≥ 0 divides the logits; a scalar or one number per row.
+        logit_cap: Logits become cap · tanh(z / cap), before the temperature.
+        ignore_label: The one label whose rows do not count: they look like a certain label, target 0 and rest -inf, so
+            that every objective gives 0, and their gradient is 0.
+
+    Returns:
+        RowStatistics with fields [...], float32 or wider.
+
+    Raises:
+        TypeError: The logits are not floating, the labels not integers, or the mask not boolean.
+        ValueError: The axis is out of range, the class axis is empty, a shape does not fit or an option is out of
+            range.
+
+    Numerics:
+        The other classes are summed by themselves, so that log-odds are exact at both ends. A label outside of [0, V)
+        makes its row NaN: it is never wrapped or clamped. +inf or NaN makes its own row NaN.
+
+    Gradient:
+        dzⱼ = g_rest exp((zⱼ - m) - rest) for j ≠ y,  dz_y = g_target,  plus g_mean / K for the present classes. Kept:
+        the arguments and four numbers per row. Reverse mode of any order, forward over reverse; forward mode inside of
+        `jaxsoftmax.forward_mode()`.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxsoftmax
+        >>> statistics = jaxsoftmax.row_statistics(jnp.array([[17.0, 0.0]]), jnp.array([0]))
+        >>> print(f"{statistics.log_odds[0]:.1f} {statistics.error_prob[0]:.4e}")
+        17.0 4.1399e-08
+    """
+    check_options("row_statistics", temperature, logit_cap, ignore_label)
+    return _row_statistics_call(
+        logits, labels, where, temperature, axis=axis, logit_cap=logit_cap, ignore_label=ignore_label
+    )
+
+
+@functools.partial(jax.jit, static_argnames=("axis", "logit_cap", "ignore_label"), inline=True)
+def _row_statistics_call(
+    logits: Any, labels: Any, where: Any, temperature: Any, *, axis: Any, logit_cap: Any, ignore_label: Any
+) -> RowStatistics:
+    return dense("row_statistics", logits, labels, where, temperature, axis, logit_cap, ignore_label, mean=True)
+
+
+def check_options(function: str, temperature: Any, logit_cap: Any, ignore_label: Any) -> None:
+    """The options that are Python numbers, before anything is traced."""
+    checks.numbers_in(function, 0, math.inf, temperature=temperature)
+    checks.positive(function, logit_cap=logit_cap)
+    checks.whole(function, ignore_label=ignore_label)
+
+
+def dense(
+    function: str,
+    logits: Any,
+    labels: Any,
+    where: Any,
+    temperature: Any,
+    axis: int,
+    logit_cap: float | None,
+    ignore_label: int | None,
+    *,
+    mean: bool,
+) -> RowStatistics:
+    """Checks the arguments in the name of the function and computes; without `mean`, mean and classes are None."""
+    logits = checks.floating(function, logits=logits)
+    axis = checks.class_axis(function, axis, logits)
+    where = checks.mask(function, where, logits, (axis,))
+    labels = checks.labels(function, labels, logits, axis)
+    temperature = checks.per_row(function, "temperature", temperature, logits, (axis,))
+    classes = None
+    if mean:
+        classes = arrays.row_sum(~jnp.isneginf(arrays.present(logits, where)), (axis,)).astype(jnp.float32)
+        classes = classes.astype(arrays.compute_dtype(logits.dtype))
+    options = _Options(axis, None if logit_cap is None else float(logit_cap), ignore_label)
+    out: Any = _dense(options, logits, labels, where, classes, temperature)
+    return jax.tree.map(lambda x: jnp.squeeze(x, axis), RowStatistics._make((*out, classes)))
+
+
+# Derivation.
+#
+# Let m = max z, a constant (objectives see differences, or add `shift`, which carries its value), and d = (z - m) / T:
+#     target = d_y                        d target = dd_y
+#     rest = log sum_{j != y} exp(d_j)    d rest = sum_{j != y} w_j dd_j,   w_j = exp(d_j - rest)
+#     mean = sum of present d_j / K       d mean = sum of present dd_j / K
+#     shift = m / T                       d shift = -(m / T^2) dT
+# and dd_j = (dz_j - d_j dT) / T; with a cap, dz_j = (1 - tanh^2(logit / cap)) dlogit_j.
+#
+# Two things keep the sum exact. The labelled class is left out by a factor of arithmetic, which stays inside of the
+# fused sum. And where the label itself is the largest, every other term may lie below the smallest normal number while
+# their sum does not: there exp(d + lift) is summed, with exp(lift) the number of classes, and the lift is taken off the
+# logarithm.
+
+
+class _Options(NamedTuple):
+    axis: int
+    logit_cap: float | None
+    ignore_label: int | None
+
+
+class _Residuals(NamedTuple):
+    """The arguments, and per row: m, target and rest (classes is an argument too)."""
+
+    logits: jax.Array
+    labels: jax.Array
+    where: jax.Array | None
+    classes: jax.Array | None
+    temperature: jax.Array | None
+    largest: jax.Array
+    target: jax.Array
+    rest: jax.Array
+
+
+def capped(logits: jax.Array, where: jax.Array | None, cap: float | None) -> jax.Array:
+    """cap tanh(logit / cap) of the present classes; infinities stay what they are."""
+    values = arrays.present(logits, where)
+    if cap is None:
+        return values
+    values = values.astype(arrays.compute_dtype(values.dtype))
+    return jnp.where(jnp.isinf(values), values, cap * jnp.tanh(values / cap))
+
+
+def cap_slope(logits: jax.Array, where: jax.Array | None, cap: float) -> jax.Array:
+    """1 - tanh^2(logit / cap)."""
+    values = arrays.present(logits, where)
+    ratio = jnp.tanh(values.astype(arrays.compute_dtype(values.dtype)) / cap)
+    return (1.0 - ratio) * (1.0 + ratio)
+
+
+def _dense_forward(
+    options: _Options, logits: Any, labels: Any, where: Any, classes: Any, temperature: Any
+) -> tuple[Any, _Residuals]:
+    axis, axes = options.axis, (options.axis,)
+    size = logits.shape[axis]
+    values = capped(logits, where, options.logit_cap)
+    largest = arrays.row_max(values, axes)
+
+    target = arrays.centred(arrays.pick(values, labels, axis), largest, temperature)
+    lift = float(math.ceil(math.log(size)))
+    raised = jnp.where(target == 0, lift, 0.0)
+    keep = arrays.not_label(labels, size, logits.ndim, axis, largest.dtype)
+    others = arrays.row_sum(jnp.exp(arrays.centred(values, largest, temperature) + raised) * keep, axes)
+    lowered = others * jnp.where(target == 0, math.exp(-lift), 1.0)
+    small = lowered < float(jnp.finfo(lowered.dtype).tiny) * 2.0**23
+    rest = jnp.where(small, scalars.safe_log(others) - raised, jnp.log(jnp.where(small, 1.0, lowered)))
+    mean = None
+    if classes is not None:
+        scaled = arrays.centred(values, arrays.fresh(largest), temperature)
+        mean = arrays.row_sum(jnp.where(jnp.isneginf(scaled), 0.0, scaled), axes) / jnp.maximum(classes, 1.0)
+
+    target = jnp.where((labels >= 0) & (labels < size), target, jnp.nan)
+    residuals = _Residuals(logits, labels, where, classes, temperature, largest, target, rest)
+    out: Any = (target, rest, mean, arrays.quotient(largest, temperature))
+    if options.ignore_label is not None:
+        ignored = labels == options.ignore_label
+        certain = (0.0, -jnp.inf, 0.0, 0.0)
+        out = tuple(x if x is None else jnp.where(ignored, value, x) for x, value in zip(out, certain, strict=True))
+    return out, residuals
+
+
+def _weights(residuals: _Residuals, scaled: jax.Array, label: jax.Array) -> jax.Array:
+    """w: the share of each other class in the rest, 0 at the label."""
+    rest = jnp.where(jnp.isneginf(residuals.rest), 0.0, residuals.rest)
+    return jnp.exp(jnp.where(label, -jnp.inf, scaled - rest))
+
+
+def _dense_backward(options: _Options, residuals: _Residuals, cotangents: Any) -> Any:
+    logits, labels, where, classes, temperature, largest, *_ = residuals
+    axes = (options.axis,)
+    by_target, by_rest, by_mean, by_shift = cotangents
+    scaled = arrays.centred(capped(logits, where, options.logit_cap), largest, temperature)
+    label = arrays.is_label(labels, logits.shape, options.axis)
+    by_target = jnp.where(jnp.isneginf(residuals.target), 0.0, by_target)
+    gradient = jnp.where(label, by_target, by_rest * _weights(residuals, scaled, label))
+    if classes is not None:
+        gradient = gradient + jnp.where(jnp.isneginf(scaled), 0.0, by_mean / jnp.maximum(classes, 1.0))
+    if options.ignore_label is not None:
+        counted = labels != options.ignore_label
+        gradient, by_shift = jnp.where(counted, gradient, 0.0), jnp.where(counted, by_shift, 0.0)
+    dlogits, dtemperature = arrays.to_inputs(gradient, scaled, temperature, axes)
+    if temperature is not None:
+        dtemperature = dtemperature - by_shift * arrays.quotient_slope(largest, temperature)
+    if options.logit_cap is not None:
+        dlogits = dlogits * cap_slope(logits, where, options.logit_cap)
+    return dlogits.astype(logits.dtype), None, None, None, dtemperature
+
+
+def _dense_tangent(options: _Options, residuals: _Residuals, tangents: Any) -> Any:
+    logits, labels, where, classes, temperature, largest, *_ = residuals
+    axes = (options.axis,)
+    scaled = arrays.centred(capped(logits, where, options.logit_cap), largest, temperature)
+    vector = tangents[0].astype(scaled.dtype)
+    if options.logit_cap is not None:
+        vector = vector * cap_slope(logits, where, options.logit_cap)
+    vector = arrays.from_inputs(vector, tangents[4], scaled, temperature)
+    label = arrays.is_label(labels, logits.shape, options.axis)
+    target = arrays.row_sum(jnp.where(label, vector, 0.0), axes)
+    rest = arrays.row_sum(_weights(residuals, scaled, label) * vector, axes)
+    mean = None if classes is None else arrays.row_sum(vector, axes) / jnp.maximum(classes, 1.0)
+    shift = jnp.zeros_like(rest)
+    if temperature is not None:
+        shift = -arrays.quotient_slope(largest, temperature) * tangents[4]
+    out: Any = (target, rest, mean, shift)
+    if options.ignore_label is not None:
+        ignored = labels == options.ignore_label
+        out = tuple(x if x is None else jnp.where(ignored, 0.0, x) for x in out)
+    return out
+
+
+_dense = rules.operation(_dense_forward, _dense_backward, _dense_tangent)
