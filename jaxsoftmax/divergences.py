@@ -184,7 +184,7 @@ class _Residuals(NamedTuple):
     targets: Any
     where: jax.Array | None
     temperature: jax.Array | None
-    largest: jax.Array
+    shift: jax.Array
     others: jax.Array
 
 
@@ -200,25 +200,25 @@ def _excess(values: jax.Array, axes: arrays.Axes, temperature: Any) -> tuple[jax
     return largest, jnp.where(others < 0, 0.0, others)
 
 
-def _soft_scaled(options: _Options, residuals: _Residuals) -> jax.Array:
-    values = capped(residuals.logits, residuals.where, options.logit_cap)
-    return arrays.centred(values, residuals.largest, residuals.temperature)
+def _soft_scaled(options: _Options, residuals: _Residuals, shift: jax.Array) -> jax.Array:
+    return arrays.centred(capped(residuals.logits, residuals.where, options.logit_cap), shift, residuals.temperature)
 
 
 def _soft_forward(options: _Options, logits: Any, targets: Any, where: Any, temperature: Any) -> Any:
     axes = (options.axis,)
     largest, others = _excess(capped(logits, where, options.logit_cap), axes, temperature)
     residuals = _Residuals(logits, targets, where, temperature, largest, others)
-    surprise = jnp.log1p(others) - _soft_scaled(options, residuals)
+    surprise = jnp.log1p(others) - _soft_scaled(options, residuals, residuals.shift)
     wide = targets.astype(surprise.dtype)
     return arrays.row_sum(jnp.where(wide == 0, 0.0, wide * jnp.where(wide == 0, 0.0, surprise)), axes), residuals
 
 
 def _soft_backward(options: _Options, residuals: _Residuals, cotangent: jax.Array) -> Any:
     axes = (options.axis,)
-    scaled = _soft_scaled(options, residuals)
+    scaled = _soft_scaled(options, residuals, residuals.shift)
     targets = residuals.targets.astype(scaled.dtype)
-    gradient = -cotangent * log_softmax_pull(scaled, residuals.others, targets, axes)
+    scaled_by = functools.partial(_soft_scaled, options, residuals)
+    gradient = -cotangent * log_softmax_pull(scaled_by, residuals.shift, residuals.others, targets, axes)
     dlogits, dtemperature = arrays.to_inputs(gradient, scaled, residuals.temperature, axes)
     if options.logit_cap is not None:
         dlogits = dlogits * cap_slope(residuals.logits, residuals.where, options.logit_cap)
@@ -229,7 +229,7 @@ def _soft_backward(options: _Options, residuals: _Residuals, cotangent: jax.Arra
 
 def _soft_tangent(options: _Options, residuals: _Residuals, tangents: Any) -> jax.Array:
     axes = (options.axis,)
-    scaled = _soft_scaled(options, residuals)
+    scaled = _soft_scaled(options, residuals, residuals.shift)
     vector = tangents[0].astype(scaled.dtype)
     if options.logit_cap is not None:
         vector = vector * cap_slope(residuals.logits, residuals.where, options.logit_cap)
@@ -263,7 +263,7 @@ def _common(function: str, logits: jax.Array, where: Any, temperature: Any, axis
 
 
 def _entropy_scaled(residuals: _Residuals) -> jax.Array:
-    return arrays.centred(arrays.present(residuals.logits, residuals.where), residuals.largest, residuals.temperature)
+    return arrays.centred(arrays.present(residuals.logits, residuals.where), residuals.shift, residuals.temperature)
 
 
 def _entropy_forward(axis: int, logits: Any, where: Any, temperature: Any) -> Any:

@@ -1,6 +1,7 @@
 """Softmax, its logarithm, log-sum-exp and the smooth maximum."""
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -12,6 +13,7 @@ from jaxsoftmax._core import arrays, checks, rules, scalars
 __all__ = ["log_softmax", "logsumexp", "smooth_max", "softmax"]
 
 Axis = int | tuple[int, ...] | None
+Scaled = Callable[[jax.Array], jax.Array]
 
 
 def softmax(
@@ -252,9 +254,9 @@ class _Residuals(NamedTuple):
     shift: jax.Array
     total: jax.Array
 
-    def scaled(self) -> jax.Array:
-        """d = (z - m) / T."""
-        return arrays.centred(arrays.present(self.logits, self.where), self.shift, self.temperature)
+    def scaled(self, shift: jax.Array) -> jax.Array:
+        """d = (z - m) / T; m is given so that two sums can each have one of their own."""
+        return arrays.centred(arrays.present(self.logits, self.where), shift, self.temperature)
 
 
 def softmax_probabilities(scaled: jax.Array, total: jax.Array) -> jax.Array:
@@ -271,32 +273,36 @@ def _sums(axes: arrays.Axes, logits: Any, where: Any, temperature: Any) -> _Resi
 
 def _centre(scaled: jax.Array, total: jax.Array, vector: jax.Array, axes: arrays.Axes) -> jax.Array:
     """c: the vector at the largest class where that class has more than half of the mass, else 0."""
-    return jnp.where(total < 2, arrays.row_sum(jnp.where(scaled == 0, vector, 0.0), axes), 0.0)
+    at_top = arrays.row_sum(vector * (1.0 - arrays.below_top(scaled)), axes)
+    return jnp.where(total < 2, at_top, 0.0)
 
 
-def softmax_jacobian(scaled: jax.Array, total: jax.Array, vector: jax.Array, axes: arrays.Axes) -> jax.Array:
+def softmax_jacobian(
+    scaled_by: Scaled, shift: jax.Array, total: jax.Array, vector: jax.Array, axes: arrays.Axes
+) -> jax.Array:
     """J v = p ((v - c) - sum p (v - c))."""
-    probabilities = softmax_probabilities(scaled, total)
-    vector = vector - _centre(scaled, total, vector, axes)
-    return probabilities * (vector - arrays.row_sum(probabilities * vector, axes))
+    vector = vector - _centre(scaled_by(shift), total, vector, axes)
+    mean = arrays.row_sum(jnp.exp(scaled_by(arrays.fresh(shift))) * vector, axes) / jnp.where(total == 0, 1.0, total)
+    return softmax_probabilities(scaled_by(shift), total) * (vector - mean)
 
 
 def _softmax_forward(axes: arrays.Axes, logits: Any, where: Any, temperature: Any) -> Any:
     residuals = _sums(axes, logits, where, temperature)
-    return softmax_probabilities(residuals.scaled(), residuals.total).astype(logits.dtype), residuals
+    return softmax_probabilities(residuals.scaled(residuals.shift), residuals.total).astype(logits.dtype), residuals
 
 
 def _softmax_backward(axes: arrays.Axes, residuals: _Residuals, cotangent: jax.Array) -> Any:
-    scaled = residuals.scaled()
-    gradient = softmax_jacobian(scaled, residuals.total, cotangent.astype(scaled.dtype), axes)
+    shift, scaled = residuals.shift, residuals.scaled(residuals.shift)
+    gradient = softmax_jacobian(residuals.scaled, shift, residuals.total, cotangent.astype(shift.dtype), axes)
     dlogits, dtemperature = arrays.to_inputs(gradient, scaled, residuals.temperature, axes)
     return dlogits.astype(residuals.logits.dtype), None, dtemperature
 
 
 def _softmax_tangent(axes: arrays.Axes, residuals: _Residuals, tangents: Any) -> jax.Array:
-    scaled = residuals.scaled()
+    scaled = residuals.scaled(residuals.shift)
     vector = arrays.from_inputs(tangents[0], tangents[2], scaled, residuals.temperature)
-    return softmax_jacobian(scaled, residuals.total, vector, axes).astype(residuals.logits.dtype)
+    tangent = softmax_jacobian(residuals.scaled, residuals.shift, residuals.total, vector, axes)
+    return tangent.astype(residuals.logits.dtype)
 
 
 _softmax = rules.operation(_softmax_forward, _softmax_backward, _softmax_tangent)
@@ -306,23 +312,23 @@ def _log_softmax_forward(axes: arrays.Axes, logits: Any, where: Any, temperature
     values = arrays.present(logits, where)
     shift = arrays.row_max(values, axes)
     others = arrays.excess(axes, values, shift, temperature)
-    others = jnp.where(others < 0, 0.0, others)  # a row without any class; a NaN stays
+    others = jnp.abs(others)  # a row without any class has -1
     out = arrays.centred(values, arrays.fresh(shift), temperature) - jnp.log1p(others)
     return out.astype(logits.dtype), _Residuals(logits, where, temperature, shift, others)
 
 
-def log_softmax_pull(scaled: jax.Array, others: jax.Array, cotangent: jax.Array, axes: arrays.Axes) -> jax.Array:
+def log_softmax_pull(
+    scaled_by: Scaled, shift: jax.Array, others: jax.Array, cotangent: jax.Array, axes: arrays.Axes
+) -> jax.Array:
     """The gradient by d of sum_j g_j log p_j, with `others` the excess S - 1."""
+    scaled, again = scaled_by(shift), scaled_by(arrays.fresh(shift))
     total = 1.0 + others
-    cotangent = jnp.where(jnp.isneginf(scaled), 0.0, cotangent)
-    top = (scaled == 0) & (total < 2)
-    rest = arrays.row_sum(jnp.where(top, 0.0, cotangent), axes)
-    whole = rest + arrays.row_sum(jnp.where(top, cotangent, 0.0), axes)
-    # At the top d = 0 in value; as a function, S - exp(d) over exp(d) is what stands for the others there.
-    top_scaled = jnp.where(top, scaled, 0.0)
-    others_at_top = others + total * jnp.expm1(-top_scaled)
-    at_top = (cotangent * others_at_top - rest) / (total * jnp.exp(-top_scaled))
-    return jnp.where(top, at_top, cotangent - softmax_probabilities(scaled, total) * whole)
+    whole = arrays.row_sum(cotangent * arrays.above_bottom(again), axes)
+    rest = arrays.row_sum(cotangent * arrays.above_bottom(scaled) * arrays.below_top(scaled), axes)
+    plain = cotangent - softmax_probabilities(scaled, total) * whole
+    at_top = (cotangent * others - rest) / total
+    gradient = jnp.where((scaled == 0) & (total < 2), arrays.instead(at_top, plain), plain)
+    return jnp.where(jnp.isneginf(scaled), 0.0, gradient)
 
 
 def log_softmax_push(scaled: jax.Array, others: jax.Array, vector: jax.Array, axes: arrays.Axes) -> jax.Array:
@@ -334,14 +340,14 @@ def log_softmax_push(scaled: jax.Array, others: jax.Array, vector: jax.Array, ax
 
 
 def _log_softmax_backward(axes: arrays.Axes, residuals: _Residuals, cotangent: jax.Array) -> Any:
-    scaled = residuals.scaled()
-    gradient = log_softmax_pull(scaled, residuals.total, cotangent.astype(scaled.dtype), axes)
+    shift, scaled = residuals.shift, residuals.scaled(residuals.shift)
+    gradient = log_softmax_pull(residuals.scaled, shift, residuals.total, cotangent.astype(shift.dtype), axes)
     dlogits, dtemperature = arrays.to_inputs(gradient, scaled, residuals.temperature, axes)
     return dlogits.astype(residuals.logits.dtype), None, dtemperature
 
 
 def _log_softmax_tangent(axes: arrays.Axes, residuals: _Residuals, tangents: Any) -> jax.Array:
-    scaled = residuals.scaled()
+    scaled = residuals.scaled(residuals.shift)
     vector = arrays.from_inputs(tangents[0], tangents[2], scaled, residuals.temperature)
     return log_softmax_push(scaled, residuals.total, vector, axes).astype(residuals.logits.dtype)
 
@@ -359,9 +365,9 @@ class _SumResiduals(NamedTuple):
     shift: jax.Array
     total: jax.Array
 
-    def scaled(self) -> jax.Array:
+    def scaled(self, shift: jax.Array) -> jax.Array:
         """d = (z - m) / T."""
-        return arrays.centred(_weighted(self.logits, self.where, self.weights), self.shift, self.temperature)
+        return arrays.centred(_weighted(self.logits, self.where, self.weights), shift, self.temperature)
 
     def probabilities(self, scaled: jax.Array) -> jax.Array:
         """w exp(d) / S."""
@@ -390,7 +396,7 @@ def _logsumexp_forward(axes: arrays.Axes, logits: Any, where: Any, weights: Any,
 
 
 def _logsumexp_backward(axes: arrays.Axes, residuals: _SumResiduals, cotangent: jax.Array) -> Any:
-    scaled, temperature = residuals.scaled(), residuals.temperature
+    scaled, temperature = residuals.scaled(residuals.shift), residuals.temperature
     cotangent = jnp.where(residuals.total == 0, 0.0, cotangent.astype(scaled.dtype))
     gradient = cotangent * residuals.probabilities(scaled)
     dlogits, dtemperature = arrays.to_inputs(gradient, scaled, temperature, axes)
@@ -405,7 +411,7 @@ def _logsumexp_backward(axes: arrays.Axes, residuals: _SumResiduals, cotangent: 
 
 
 def _logsumexp_tangent(axes: arrays.Axes, residuals: _SumResiduals, tangents: Any) -> jax.Array:
-    scaled, temperature = residuals.scaled(), residuals.temperature
+    scaled, temperature = residuals.scaled(residuals.shift), residuals.temperature
     vector = arrays.from_inputs(tangents[0], tangents[3], scaled, temperature)
     tangent = arrays.row_sum(residuals.probabilities(scaled) * vector, axes)
     if temperature is not None:
@@ -433,7 +439,7 @@ def _entropy(scaled: jax.Array, total: jax.Array, axes: arrays.Axes) -> jax.Arra
 
 
 def _smooth_max_backward(axes: arrays.Axes, residuals: _Residuals, cotangent: jax.Array) -> Any:
-    scaled = residuals.scaled()
+    scaled = residuals.scaled(residuals.shift)
     cotangent = cotangent.astype(scaled.dtype)
     dlogits = cotangent * softmax_probabilities(scaled, residuals.total)
     dtemperature = cotangent * _entropy(scaled, residuals.total, axes)
@@ -441,7 +447,7 @@ def _smooth_max_backward(axes: arrays.Axes, residuals: _Residuals, cotangent: ja
 
 
 def _smooth_max_tangent(axes: arrays.Axes, residuals: _Residuals, tangents: Any) -> jax.Array:
-    scaled = residuals.scaled()
+    scaled = residuals.scaled(residuals.shift)
     probabilities = softmax_probabilities(scaled, residuals.total)
     tangent = arrays.row_sum(probabilities * tangents[0].astype(scaled.dtype), axes)
     tangent = tangent + _entropy(scaled, residuals.total, axes) * tangents[2]

@@ -117,9 +117,9 @@ class _Residuals(NamedTuple):
     shift: jax.Array
     total: jax.Array
 
-    def scaled(self) -> jax.Array:
+    def scaled(self, shift: jax.Array) -> jax.Array:
         """d = (u - max u) / T."""
-        return arrays.centred(_perturbed(self.key, self.logits, self.where), self.shift, self.temperature)
+        return arrays.centred(_perturbed(self.key, self.logits, self.where), shift, self.temperature)
 
 
 def _perturbed(key: jax.Array, logits: jax.Array, where: jax.Array | None) -> jax.Array:
@@ -141,21 +141,22 @@ def _gumbel_forward(options: _Options, key: Any, logits: Any, where: Any, temper
         chosen = arrays.is_label(first, logits.shape, options.axis).astype(total.dtype)
         sample = jnp.where(jnp.isnan(total), jnp.nan, jnp.where(total == 0, 0.0, chosen))
     else:
-        sample = softmax_probabilities(residuals.scaled(), total)
+        sample = softmax_probabilities(residuals.scaled(residuals.shift), total)
     return sample.astype(logits.dtype), residuals
 
 
 def _gumbel_backward(options: _Options, residuals: _Residuals, cotangent: jax.Array) -> Any:
-    scaled = residuals.scaled()
-    gradient = softmax_jacobian(scaled, residuals.total, cotangent.astype(scaled.dtype), (options.axis,))
+    scaled = residuals.scaled(residuals.shift)
+    wide = cotangent.astype(scaled.dtype)
+    gradient = softmax_jacobian(residuals.scaled, residuals.shift, residuals.total, wide, (options.axis,))
     dlogits, dtemperature = arrays.to_inputs(gradient, scaled, residuals.temperature, (options.axis,))
     return None, dlogits.astype(residuals.logits.dtype), None, dtemperature
 
 
 def _gumbel_tangent(options: _Options, residuals: _Residuals, tangents: Any) -> jax.Array:
-    scaled = residuals.scaled()
+    scaled = residuals.scaled(residuals.shift)
     vector = arrays.from_inputs(tangents[1], tangents[3], scaled, residuals.temperature)
-    tangent = softmax_jacobian(scaled, residuals.total, vector, (options.axis,))
+    tangent = softmax_jacobian(residuals.scaled, residuals.shift, residuals.total, vector, (options.axis,))
     return tangent.astype(residuals.logits.dtype)
 
 

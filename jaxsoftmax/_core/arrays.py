@@ -18,6 +18,8 @@ import jax.numpy as jnp
 from jax import lax
 
 __all__ = [
+    "above_bottom",
+    "below_top",
     "centred",
     "common_dtype",
     "compute_dtype",
@@ -27,6 +29,7 @@ __all__ = [
     "expand",
     "fresh",
     "from_inputs",
+    "instead",
     "inverse_temperature",
     "is_label",
     "not_label",
@@ -174,6 +177,28 @@ def sum_to(x: jax.Array, shape: Sequence[int]) -> jax.Array:
     """Sum over the axes along which an argument of this shape was broadcast."""
     axes = tuple(a for a, (size, own) in enumerate(zip(x.shape, shape, strict=True)) if own == 1 and size != 1)
     return jnp.sum(x, axis=axes, keepdims=True) if axes else x
+
+
+def below_top(scaled: jax.Array) -> jax.Array:
+    """1 for a class below the largest, 0 for the largest, in arithmetic: min(1, -d K) with a K of its own."""
+    return jnp.minimum(lax.stop_gradient(scaled) * -(2.0**118), 1.0)
+
+
+def above_bottom(scaled: jax.Array) -> jax.Array:
+    """1 for a present class, 0 for an absent one (d = -inf), in arithmetic."""
+    return jnp.minimum(jnp.maximum(lax.stop_gradient(scaled) + float(jnp.finfo(scaled.dtype).max), 0.0), 1.0)
+
+
+@jax.custom_jvp
+def instead(exact: jax.Array, plain: jax.Array) -> jax.Array:
+    """The exact value of an expression, with the derivatives of its plain form."""
+    del plain
+    return exact
+
+
+@instead.defjvp
+def _instead_tangent(primals: Any, tangents: Any) -> Any:
+    return instead(*primals), tangents[1]
 
 
 # The sum of the other exponentials.
