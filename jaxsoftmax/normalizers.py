@@ -231,12 +231,9 @@ def _canonical(function: str, logits: Any, where: Any, temperature: Any, axis: A
 #   softmax            dp_j/dd_k = p_j (delta_jk - p_k), symmetric, so backward and tangent are the one function
 #                      J v = p (v - sum p v) = p ((v - c) - sum p (v - c)) for every c.
 #                      At a class j with p_j near 1, v_j - sum p v cancels; c = v_j makes the first term 0 and leaves
-# the sum
-#                      over the others. With p_j <= 1/2 everywhere nothing cancels, and c = 0 must be used, because the
-# v of a
-#                      rare class may be large beside all that counts. S < 2 tells the two apart, and then the largest
-# class
-#                      is unique.
+#                      the sum over the others. With p_j <= 1/2 everywhere nothing cancels, and c must be 0, for the v
+#                      of a rare class may be large beside all that counts. S < 2 tells the two apart, and then the
+#                      largest class is unique.
 #   log softmax        out_j = d_j - log S, log S = log1p(S - 1) from the excess.
 #                      dd_j = g_j - p_j G, G = sum g over the present classes. For the class with p_j > 1/2 this is
 #                      g_j (S - 1) / S - p_j (G - g_j), where nothing cancels.
@@ -281,9 +278,11 @@ def softmax_jacobian(
     scaled_by: Scaled, shift: jax.Array, total: jax.Array, vector: jax.Array, axes: arrays.Axes
 ) -> jax.Array:
     """J v = p ((v - c) - sum p (v - c))."""
-    vector = vector - _centre(scaled_by(shift), total, vector, axes)
-    mean = arrays.row_sum(jnp.exp(scaled_by(arrays.fresh(shift))) * vector, axes) / jnp.where(total == 0, 1.0, total)
-    return softmax_probabilities(scaled_by(shift), total) * (vector - mean)
+    centre = _centre(scaled_by(arrays.fresh(shift)), total, vector, axes)
+    mass = jnp.where(total == 0, 1.0, total)
+    mean = arrays.row_sum(jnp.exp(scaled_by(shift)) * (vector - centre), axes) / mass
+    probabilities = softmax_probabilities(scaled_by(arrays.fresh(shift)), total)
+    return probabilities * ((vector - arrays.fresh(centre)) - mean)
 
 
 def _softmax_forward(axes: arrays.Axes, logits: Any, where: Any, temperature: Any) -> Any:
@@ -325,9 +324,10 @@ def log_softmax_pull(
     total = 1.0 + others
     whole = arrays.row_sum(cotangent * arrays.above_bottom(again), axes)
     rest = arrays.row_sum(cotangent * arrays.above_bottom(scaled) * arrays.below_top(scaled), axes)
-    plain = cotangent - softmax_probabilities(scaled, total) * whole
-    at_top = (cotangent * others - rest) / total
-    gradient = jnp.where((scaled == 0) & (total < 2), arrays.instead(at_top, plain), plain)
+    terms = jnp.exp(scaled)
+    # 1 - terms is 0 at the top in value; as a function it makes S - exp(d) of S - 1 there.
+    at_top = (cotangent * (others + (1.0 - terms)) - terms * rest) / total
+    gradient = jnp.where((scaled == 0) & (total < 2), at_top, cotangent - terms / total * whole)
     return jnp.where(jnp.isneginf(scaled), 0.0, gradient)
 
 

@@ -8,7 +8,6 @@ of the logits. A comparison or a select inside of the chain breaks it, and so do
 constant) that two reductions share. Hence arithmetic in place of masks, and `fresh` below.
 """
 
-import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -29,7 +28,6 @@ __all__ = [
     "expand",
     "fresh",
     "from_inputs",
-    "instead",
     "inverse_temperature",
     "is_label",
     "not_label",
@@ -48,12 +46,12 @@ Axes = tuple[int, ...]
 
 def compute_dtype(dtype: Any) -> Any:
     """float32 for everything narrower, the dtype itself otherwise."""
-    return jnp.promote_types(dtype, jnp.float32)
+    return jnp.dtype(jnp.float64 if dtype == jnp.float64 else jnp.float32)
 
 
 def common_dtype(a: Any, b: Any) -> Any:
     """The wider of two dtypes, where an integer counts for nothing."""
-    return jnp.promote_types(a, b) if jnp.issubdtype(b, jnp.floating) else a
+    return a if a == jnp.float64 or not jnp.issubdtype(b, jnp.floating) else compute_dtype(b)
 
 
 def fresh(x: jax.Array) -> jax.Array:
@@ -179,9 +177,13 @@ def sum_to(x: jax.Array, shape: Sequence[int]) -> jax.Array:
     return jnp.sum(x, axis=axes, keepdims=True) if axes else x
 
 
-def below_top(scaled: jax.Array) -> jax.Array:
-    """1 for a class below the largest, 0 for the largest, in arithmetic: min(1, -d K) with a K of its own."""
-    return jnp.minimum(lax.stop_gradient(scaled) * -(2.0**118), 1.0)
+def below_top(scaled: jax.Array, factor: float = 2.0**120) -> jax.Array:
+    """1 for a class below the largest, 0 for the largest, in arithmetic: min(1, -d K), a constant to differentiation.
+
+    K is so large that -d K is at least 1 for every d < 0 but those that are 0 to exp. Two sums side by side take each
+    a K of its own.
+    """
+    return jnp.minimum(lax.stop_gradient(scaled) * -factor, 1.0)
 
 
 def above_bottom(scaled: jax.Array) -> jax.Array:
@@ -189,44 +191,21 @@ def above_bottom(scaled: jax.Array) -> jax.Array:
     return jnp.minimum(jnp.maximum(lax.stop_gradient(scaled) + float(jnp.finfo(scaled.dtype).max), 0.0), 1.0)
 
 
-@jax.custom_jvp
-def instead(exact: jax.Array, plain: jax.Array) -> jax.Array:
-    """The exact value of an expression, with the derivatives of its plain form."""
-    del plain
-    return exact
-
-
-@instead.defjvp
-def _instead_tangent(primals: Any, tangents: Any) -> Any:
-    return instead(*primals), tangents[1]
-
-
 # The sum of the other exponentials.
 #
-# With d_j = (z_j - max z) / T, S = sum_j exp(d_j) is at least 1, and log S loses every digit of the others as S nears
-# 1. What is kept is the excess  S - 1 = sum over d_j < 0 of exp(d_j), plus the number of classes that tie for the
-# maximum, less one. The first sum leaves the maxima out by  min(exp(d), -d K)  with K so large that -d K is at least 1
-# for every d < 0 that is not below 2**-120, and 0 at d = 0; the second counts them by  1 - min(1, -d K').  For a
-# smaller |d| the two parts add up to 1, as they should. To differentiation it is S: the derivative is that of sum_j
-# exp(d_j).
+# With d_j = (z_j - max z) / T, S = sum_j exp(d_j) is at least 1, and log S loses the digits of the others as S nears 1.
+# What is kept is the excess  S - 1: the sum of exp(d) over d < 0, plus the same over d = 0, which is the number of
+# classes that tie for the maximum, less one. The two sums are told apart by below_top, in arithmetic. As a function it
+# is S - 1 to every order of differentiation, also by plain rules.
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def excess(axes: Axes, logits: jax.Array, shift: jax.Array, temperature: jax.Array | None) -> jax.Array:
     """sum_j exp((z_j - max z) / T) - 1, exact to the last digit however small; -1 in a row without any class."""
     scaled = centred(logits, shift, temperature)
-    others = row_sum(jnp.minimum(jnp.exp(scaled), scaled * -(2.0**120)), axes)
+    others = row_sum(jnp.exp(scaled) * below_top(scaled, 2.0**118), axes)
     again = centred(logits, fresh(shift), temperature)
-    lower = row_sum(jnp.minimum(again * -(2.0**119), 1.0), axes)
-    return others + (count(logits.shape, axes) - 1.0 - lower)
-
-
-@excess.defjvp
-def _excess_tangent(axes: Axes, primals: Any, tangents: Any) -> Any:
-    logits, shift, temperature = primals
-    scaled = centred(logits, shift, temperature)
-    tangent = from_inputs(tangents[0], tangents[2], scaled, temperature)
-    return excess(axes, *primals), row_sum(jnp.exp(scaled) * tangent, axes)
+    ties = row_sum(jnp.exp(again) * (1.0 - below_top(again, 2.0**119)), axes)
+    return others + (ties - 1.0)
 
 
 def count(shape: Sequence[int], axes: Axes) -> int:

@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
+from jaxsoftmax._core import arrays
+
 __all__ = [
     "choice",
     "class_axes",
@@ -133,7 +135,7 @@ def mask(function: str, where: ArrayLike | None, logits: jax.Array, axes: tuple[
 def class_weights(function: str, name: str, weights: ArrayLike, logits: jax.Array, axes: tuple[int, ...]) -> jax.Array:
     """Weights of the logits' rank in the compute dtype; those of shape [V] stand for every row."""
     converted = floating(function, **{name: weights})
-    converted = converted.astype(jnp.promote_types(logits.dtype, jnp.float32))
+    converted = converted.astype(arrays.compute_dtype(logits.dtype))
     return _of_classes(function, name, converted, logits, axes)
 
 
@@ -192,7 +194,7 @@ def per_row(
         )
     if converted.shape == batch:
         converted = converted.reshape(rows)
-    return jnp.broadcast_to(converted.astype(jnp.promote_types(logits.dtype, jnp.float32)), rows)
+    return jnp.broadcast_to(converted.astype(arrays.compute_dtype(logits.dtype)), rows)
 
 
 def labels(function: str, labels: ArrayLike, logits: jax.Array, axis: int) -> jax.Array:

@@ -1,0 +1,147 @@
+"""The transformations that every operation must stand, as functions from a function to numbers.
+
+Each law takes a scalar function f of the operation's arguments and returns named results, all of them traced into one
+program: the results of the operation must equal those of its plain expression.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.sharding import AxisType, PartitionSpec
+
+from tests.conformance.operations import Operation
+
+Function = Callable[..., jax.Array]
+
+
+def scalar(operation: Operation, function: Function) -> Function:
+    """The function's values, weighted unevenly and summed through a nonlinearity that has all derivatives."""
+    weights = operation.cotangent()
+    return lambda *args: jnp.sum(weights * jnp.sin(function(*args)))
+
+
+def first_order(f: Function, operation: Operation, args: Any, forward: bool) -> dict[str, Any]:
+    """Reverse mode and vmap; forward mode where it is switched on."""
+    over = tuple(range(len(args)))
+    gradient = jax.grad(f, over)
+    batch = operation.batch(2)
+    results = {
+        "value": f(*args),
+        "grad": gradient(*args),
+        "vmap of grad": jax.vmap(gradient)(*batch),
+        "vmap over one": jax.vmap(gradient, in_axes=(0, *[None] * (len(args) - 1)))(batch[0], *args[1:]),
+        "spmd_axis_name": jax.vmap(gradient, spmd_axis_name="data")(*batch),
+    }
+    if forward:
+        tangents = operation.tangents()
+        _, pushed = jax.linearize(f, *args)
+        results["jvp"] = jax.jvp(f, args, tangents)
+        results["linearize"] = pushed(*tangents)
+        results["linear_transpose"] = jax.linear_transpose(pushed, *args)(jnp.float32(1.5))
+        results["jacfwd"] = jax.jacfwd(f)(*args)
+    return results
+
+
+def higher_order(f: Function, operation: Operation, args: Any, forward: bool) -> dict[str, Any]:
+    """Hessian-vector products each way, and the third derivative along a line."""
+    over = tuple(range(len(args)))
+    tangents = operation.tangents()
+
+    def push(g: Function) -> Function:
+        return lambda *a: jax.jvp(g, a, tangents)[1]
+
+    def along(*a: Any) -> jax.Array:
+        return sum(jnp.sum(g * t) for g, t in zip(jax.grad(f, over)(*a), tangents, strict=True))
+
+    def line(t: Any) -> jax.Array:
+        return f(*(a + t * d for a, d in zip(args, tangents, strict=True)))
+
+    results = {
+        "forward over reverse": push(jax.grad(f, over))(*args),
+        "reverse over reverse": jax.grad(along, over)(*args),
+        "third order": jax.grad(jax.grad(jax.grad(line)))(0.0),
+    }
+    if forward:
+        results["reverse over forward"] = jax.grad(push(f), over)(*args)
+        results["forward over forward"] = push(push(f))(*args)
+    return results
+
+
+def control_flow(f: Function, operation: Operation, args: Any, forward: bool) -> dict[str, Any]:
+    """Rematerialized with two policies, and in the bodies of scan, fori_loop and cond."""
+    del forward
+    over = tuple(range(len(args)))
+    batch = operation.batch(3)
+
+    def scanned(*rows: Any) -> jax.Array:
+        return lax.scan(lambda c, row: (c + jnp.cos(c) * f(*row), None), 0.5, rows)[0]
+
+    def branched(*a: Any) -> jax.Array:
+        once = lax.cond(jnp.sum(a[0]) > 1e6, lambda *b: 0.0 * f(*b), f, *a)
+        return lax.fori_loop(0, 2, lambda i, c: c + jnp.cos(c) * f(*a), once)
+
+    def weighted(w: Any, *rows: Any) -> jax.Array:
+        return lax.scan(lambda c, row: (c + w * f(*row) * jnp.sin(c), None), 1.0, rows)[0]
+
+    saved = jax.checkpoint(f, policy=jax.checkpoint_policies.everything_saveable)
+    return {
+        "remat": jax.grad(jax.checkpoint(f), over)(*args),
+        "remat with a policy": jax.grad(saved, over)(*args),
+        "scan of remat": jax.grad(jax.checkpoint(scanned), over)(*batch),
+        "cond and fori_loop": jax.grad(branched, over)(*args),
+        # Wrong by half its size in JAX where a residual is a bare argument.
+        "mixed derivative through scan": jax.grad(lambda *rows: jax.grad(weighted)(0.7, *rows), over)(*batch),
+    }
+
+
+def sharded(f: Function, operation: Operation, args: Any, forward: bool) -> dict[str, Any]:
+    """In shard_map: each device has its own first argument; the others are replicated, their cotangents summed."""
+    del forward
+    over = tuple(range(len(args)))
+    mesh = jax.make_mesh((4,), ("rows",), axis_types=(AxisType.Auto,))
+    specs = (PartitionSpec("rows"), *[PartitionSpec()] * (len(args) - 1))
+    first = operation.batch(4)[0]
+
+    def local(x: Any, *rest: Any) -> jax.Array:
+        return lax.psum(f(x[0], *rest), "rows")
+
+    def local_gradients(x: Any, *rest: Any) -> Any:
+        own = jax.grad(lambda y: f(y[0], *rest))(x)
+        return own, jax.jvp(lambda y: jax.grad(lambda u: f(u[0], *rest))(y), (x,), (own,))[1]
+
+    results = {}
+    for check in (True, False):
+        outside = jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=PartitionSpec(), check_vma=check)
+        results[f"grad of shard_map, check_vma={check}"] = jax.value_and_grad(outside, over)(first, *args[1:])
+        inside = jax.shard_map(
+            local_gradients, mesh=mesh, in_specs=specs, out_specs=PartitionSpec("rows"), check_vma=check
+        )
+        results[f"grad in shard_map, check_vma={check}"] = inside(first, *args[1:])
+    return results
+
+
+LAWS = {law.__name__: law for law in (first_order, higher_order, control_flow, sharded)}
+
+
+def evaluate(name: str, operation: Operation, function: Function, forward: bool) -> dict[str, Any]:
+    """All results of the law, from one compiled program."""
+    f = scalar(operation, function)
+    return jax.jit(lambda *args: LAWS[name](f, operation, args, forward))(*operation.args)
+
+
+def differences(actual: Any, expected: Any) -> float:
+    """The largest difference of two trees, relative to 1 plus the size of each array."""
+
+    def one(a: Any, e: Any) -> float:
+        a, e = np.asarray(a), np.asarray(e)
+        return float(np.max(np.abs(a - e), initial=0.0) / (1.0 + np.max(np.abs(e), initial=0.0)))
+
+    return max(jax.tree.leaves(jax.tree.map(one, actual, expected)))
+
+
+# Float32 rounding, amplified by each order of differentiation and by the loops.
+TOLERANCES = {"first_order": 2e-5, "higher_order": 5e-4, "control_flow": 2e-4, "sharded": 2e-4}
