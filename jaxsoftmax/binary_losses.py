@@ -107,20 +107,15 @@ def sigmoid_focal_loss(
 # label of exactly 0 or 1 switches the other term off, even if it is infinite.
 
 
-def _times(factor: jax.Array, term: jax.Array) -> jax.Array:
-    """factor * term with 0 * inf = 0."""
-    return jnp.where(factor == 0, 0.0, factor * jnp.where(factor == 0, 0.0, term))
-
-
 def _binary_value(logits: jax.Array, labels: jax.Array, weight: jax.Array) -> jax.Array:
-    positive = _times(labels * weight, scalars.softplus(-logits))
-    return positive + _times(1.0 - labels, scalars.softplus(logits))
+    positive = scalars.times(labels * weight, scalars.softplus(-logits))
+    return positive + scalars.times(1.0 - labels, scalars.softplus(logits))
 
 
 def _binary_slopes(logits: jax.Array, labels: jax.Array, weight: jax.Array) -> tuple[jax.Array, ...]:
     positive, negative = scalars.softplus(-logits), scalars.softplus(logits)
     by_logits = (1.0 - labels) * scalars.sigmoid(logits) - weight * labels * scalars.sigmoid(-logits)
-    return by_logits, _times(weight, positive) - negative, _times(labels, positive)
+    return by_logits, scalars.times(weight, positive) - negative, scalars.times(labels, positive)
 
 
 _binary = rules.elementwise(_binary_value, _binary_slopes)
@@ -129,8 +124,8 @@ _binary = rules.elementwise(_binary_value, _binary_slopes)
 def _sigmoid_focal_value(
     logits: jax.Array, labels: jax.Array, gamma: jax.Array, positive: jax.Array, negative: jax.Array
 ) -> jax.Array:
-    loss = _times(positive * labels, focal_value(-logits, gamma))
-    return loss + _times(negative * (1.0 - labels), focal_value(logits, gamma))
+    loss = scalars.times(positive * labels, focal_value(-logits, gamma))
+    return loss + scalars.times(negative * (1.0 - labels), focal_value(logits, gamma))
 
 
 def _sigmoid_focal_slopes(
@@ -141,8 +136,8 @@ def _sigmoid_focal_slopes(
     found_by_x, found_by_gamma = focal_slopes(logits, gamma)
     by_logits = negative * (1.0 - labels) * found_by_x - positive * labels * missed_by_x
     by_gamma = positive * labels * missed_by_gamma + negative * (1.0 - labels) * found_by_gamma
-    by_labels = _times(positive, missed) - _times(negative, found)
-    return by_logits, by_labels, by_gamma, _times(labels, missed), _times(1.0 - labels, found)
+    by_labels = scalars.times(positive, missed) - scalars.times(negative, found)
+    return by_logits, by_labels, by_gamma, scalars.times(labels, missed), scalars.times(1.0 - labels, found)
 
 
 _sigmoid_focal = rules.elementwise(_sigmoid_focal_value, _sigmoid_focal_slopes)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from jaxsoftmax._core import arrays, checks, rules
+from jaxsoftmax._core import arrays, checks, rules, scalars
 from jaxsoftmax.normalizers import log_softmax_pull, log_softmax_push
 from jaxsoftmax.statistics import cap_slope, capped
 
@@ -57,6 +57,7 @@ def soft_cross_entropy(
         >>> print(jaxsoftmax.soft_cross_entropy(jnp.array([[0.0, 0.0, -jnp.inf]]), jnp.array([[0.5, 0.5, 0.0]])))
         [0.6931472]
     """
+    checks.static_axis("soft_cross_entropy", axis)
     checks.numbers_in("soft_cross_entropy", 0, math.inf, temperature=temperature)
     checks.positive("soft_cross_entropy", logit_cap=logit_cap)
     return _soft_cross_entropy_call(logits, targets, where, temperature, axis=axis, logit_cap=logit_cap)
@@ -106,6 +107,7 @@ def kl_divergence(
         S. Kullback and R. A. Leibler, On Information and Sufficiency, 1951.
         G. Hinton, O. Vinyals and J. Dean, Distilling the Knowledge in a Neural Network, 2015.
     """
+    checks.static_axis("kl_divergence", axis)
     checks.numbers_in("kl_divergence", 0, math.inf, temperature=temperature)
     return _kl_call(logits, target_logits, where, temperature, axis=axis)
 
@@ -153,6 +155,7 @@ def entropy(
     References:
         C. E. Shannon, A Mathematical Theory of Communication, 1948.
     """
+    checks.static_axis("entropy", axis)
     checks.numbers_in("entropy", 0, math.inf, temperature=temperature)
     checks.positive("entropy", base=base)
     if base == 1:
@@ -210,7 +213,7 @@ def _soft_forward(options: _Options, logits: Any, targets: Any, where: Any, temp
     residuals = _Residuals(logits, targets, where, temperature, largest, others)
     surprise = jnp.log1p(others) - _soft_scaled(options, residuals, residuals.shift)
     wide = targets.astype(surprise.dtype)
-    return arrays.row_sum(jnp.where(wide == 0, 0.0, wide * jnp.where(wide == 0, 0.0, surprise)), axes), residuals
+    return arrays.row_sum(scalars.times(wide, surprise), axes), residuals
 
 
 def _soft_backward(options: _Options, residuals: _Residuals, cotangent: jax.Array) -> Any:
@@ -257,7 +260,7 @@ def _soft_cross_entropy_call(
 
 
 def _common(function: str, logits: jax.Array, where: Any, temperature: Any, axis: Any) -> tuple[int, Any, Any]:
-    axis = checks.class_axis(function, axis, logits)
+    axis = checks.class_axis(function, axis, logits=logits)
     where = checks.mask(function, where, logits, (axis,))
     return axis, where, checks.per_row(function, "temperature", temperature, logits, (axis,))
 

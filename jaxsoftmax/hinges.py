@@ -59,6 +59,7 @@ def hinge_loss(
         K. Crammer and Y. Singer, On the Algorithmic Implementation of Multiclass Kernel-based Vector Machines, 2001.
         J. Weston and C. Watkins, Support Vector Machines for Multi-Class Pattern Recognition, 1999.
     """
+    checks.static_axis("hinge_loss", axis)
     checks.whole("hinge_loss", ignore_label=ignore_label)
     checks.choice("hinge_loss", ("crammer_singer", "weston_watkins"), variant=variant)
     return _hinge_call(logits, labels, where, margin, axis=axis, variant=variant, ignore_label=ignore_label)
@@ -157,7 +158,7 @@ def _hinge_call(
     logits: Any, labels: Any, where: Any, margin: Any, *, axis: int, variant: str, ignore_label: int | None
 ) -> jax.Array:
     logits = checks.floating("hinge_loss", logits=logits)
-    axis = checks.class_axis("hinge_loss", axis, logits)
+    axis = checks.class_axis("hinge_loss", axis, logits=logits)
     where = checks.mask("hinge_loss", where, logits, (axis,))
     labels = checks.labels("hinge_loss", labels, logits, axis)
     margin = checks.scalar("hinge_loss", arrays.compute_dtype(logits.dtype), margin=margin)

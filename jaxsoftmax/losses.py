@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jaxsoftmax import objectives
-from jaxsoftmax._core import arrays, checks, rules
+from jaxsoftmax._core import arrays, checks, rules, scalars
 from jaxsoftmax.statistics import check_options, dense
 
 __all__ = ["cross_entropy", "focal_loss", "poly_loss", "smooth_labels", "weighted_mean"]
@@ -75,7 +75,7 @@ def cross_entropy(
         C. Szegedy et al., Rethinking the Inception Architecture, 2016; A. Chowdhery et al., PaLM, 2022 (z-loss).
     """
     name = "cross_entropy"
-    check_options(name, temperature, logit_cap, ignore_label)
+    check_options(name, axis, temperature, logit_cap, ignore_label)
     checks.numbers_in(name, 0, 1, label_smoothing=label_smoothing)
     checks.numbers_in(name, 0, math.inf, z_loss=z_loss)
     checks.choice(name, ("uniform", "others"), smoothing=smoothing)
@@ -135,7 +135,7 @@ def focal_loss(
     References:
         T.-Y. Lin et al., Focal Loss for Dense Object Detection, 2017.
     """
-    check_options("focal_loss", temperature, logit_cap, ignore_label)
+    check_options("focal_loss", axis, temperature, logit_cap, ignore_label)
     checks.numbers_in("focal_loss", 0, math.inf, gamma=gamma, alpha=alpha)
     return _focal_loss_call(logits, labels, where, temperature, gamma, alpha, head=(axis, logit_cap, ignore_label))
 
@@ -188,7 +188,7 @@ def poly_loss(
     References:
         Z. Leng et al., PolyLoss: A Polynomial Expansion Perspective of Classification Loss Functions, 2022.
     """
-    check_options("poly_loss", temperature, logit_cap, ignore_label)
+    check_options("poly_loss", axis, temperature, logit_cap, ignore_label)
     checks.numbers_in("poly_loss", -1, math.inf, epsilon=epsilon)
     return _poly_loss_call(logits, labels, where, temperature, epsilon, head=(axis, logit_cap, ignore_label))
 
@@ -233,6 +233,7 @@ def smooth_labels(
     References:
         C. Szegedy et al., Rethinking the Inception Architecture, 2016.
     """
+    checks.static_axis("smooth_labels", axis)
     checks.numbers_in("smooth_labels", 0, 1, label_smoothing=label_smoothing)
     checks.choice("smooth_labels", ("uniform", "others"), smoothing=smoothing)
     return _smooth_labels_call(targets, label_smoothing, where, axis=axis, smoothing=smoothing)
@@ -291,9 +292,12 @@ def _cross_entropy_call(
 ) -> jax.Array:
     name = "cross_entropy"
     statistics = dense(name, logits, labels, where, temperature, *head, mean=label_smoothing is not None)
-    loss = objectives.smoothed(statistics, 0.0 if label_smoothing is None else label_smoothing, smoothing)
+    dtype = statistics.target.dtype
+    share = 0.0 if label_smoothing is None else checks.scalar(name, dtype, label_smoothing=label_smoothing)
+    coefficient = 0.0 if z_loss is None else checks.scalar(name, dtype, z_loss=z_loss)
+    loss = objectives.smoothed(statistics, share, smoothing)
     loss = _times_weight(name, "class_weights", loss, class_weights, logits, labels, head[0])
-    return objectives.penalized(loss, statistics, 0.0 if z_loss is None else z_loss)
+    return objectives.penalized(loss, statistics, coefficient)
 
 
 @functools.partial(_jit, static_argnames="head")
@@ -323,13 +327,13 @@ def _times_weight(
     if weights is None:
         return loss
     logits = checks.floating(function, logits=logits)
-    axis = checks.class_axis(function, axis, logits)
-    if jnp.ndim(weights) == 0:
+    axis = checks.class_axis(function, axis, logits=logits)
+    if name == "alpha" and jnp.shape(weights) == ():
         weight = checks.scalar(function, loss.dtype, **{name: weights})
     else:
         weights = checks.class_vector(function, name, weights, logits, axis)
         weight = jnp.squeeze(arrays.pick(weights, checks.labels(function, labels, logits, axis), axis), axis)
-    return jnp.where(weight == 0, 0.0, weight * jnp.where((weight == 0) & jnp.isinf(loss), 0.0, loss))
+    return scalars.times(weight, loss)
 
 
 # Label smoothing of distributions: out = a q + b on the present classes, linear in q, with
@@ -352,8 +356,8 @@ _smooth = rules.elementwise(_mixture, _mixture_slopes)
 def _smooth_labels_call(targets: Any, share: Any, where: Any, *, axis: int, smoothing: str) -> jax.Array:
     name = "smooth_labels"
     targets = checks.floating(name, targets=targets)
-    axis = checks.class_axis(name, axis, targets)
-    where = checks.mask(name, where, targets, (axis,))
+    axis = checks.class_axis(name, axis, targets=targets)
+    where = checks.mask(name, where, targets, (axis,), "targets")
     dtype = arrays.compute_dtype(targets.dtype)
     share = checks.scalar(name, dtype, label_smoothing=share).reshape((1,) * targets.ndim)
     if where is None:
@@ -370,18 +374,24 @@ def _smooth_labels_call(targets: Any, share: Any, where: Any, *, axis: int, smoo
 # The weighted mean  M = sum w v / W,  W = sum w:  dM/dv = w / W,  dM/dw = (v - M) / W.
 
 
+def _mean_values(values: jax.Array, weights: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The values, 0 for one of weight 0 that is inf or NaN, and whether it takes part."""
+    taking_part = (weights != 0) | jnp.isfinite(values)
+    return jnp.where(taking_part, values, jnp.zeros((), values.dtype)).astype(weights.dtype), taking_part
+
+
 def _mean_forward(_: None, values: jax.Array, weights: jax.Array) -> Any:
-    wide = jnp.where(weights == 0, 0.0, values.astype(weights.dtype))
     total = jnp.sum(weights)
-    mean = jnp.where(total == 0, 0.0, jnp.sum(weights * wide) / jnp.where(total == 0, 1.0, total))
+    weighted = jnp.sum(weights * _mean_values(values, weights)[0])
+    mean = jnp.where(total == 0, 0.0, weighted / jnp.where(total == 0, 1.0, total))
     return mean, (values, weights, total, mean)
 
 
 def _mean_slopes(residuals: Any) -> tuple[jax.Array, jax.Array]:
     values, weights, total, mean = residuals
     share = jnp.where(total == 0, 0.0, 1.0 / jnp.where(total == 0, 1.0, total))
-    offset = jnp.where(weights == 0, 0.0, values.astype(weights.dtype)) - mean
-    return weights * share, offset * share
+    wide, taking_part = _mean_values(values, weights)
+    return weights * share, jnp.where(taking_part, wide - mean, 0.0) * share
 
 
 def _mean_backward(_: None, residuals: Any, cotangent: jax.Array) -> Any:

@@ -45,8 +45,7 @@ def softmax(
         dzⱼ = pⱼ ((gⱼ - c) - Σₖ pₖ (gₖ - c)) / T,  with c the cotangent of the largest class where that class has more
         than half of the mass, so that no digit of the tail is lost, and 0 elsewhere. dT = -Σⱼ dzⱼ (zⱼ - max z) / T.
         Kept: the arguments and two numbers per row. Reverse mode of any order, forward over reverse; forward mode
-            inside of
-        `jaxsoftmax.forward_mode()`.
+        inside of `jaxsoftmax.forward_mode()`.
 
     Example:
         >>> import jax.numpy as jnp, jaxsoftmax
@@ -56,6 +55,7 @@ def softmax(
     References:
         J. S. Bridle, Probabilistic interpretation of feedforward classification network outputs, 1990.
     """
+    checks.static_axis("softmax", axis)
     checks.numbers_in("softmax", 0, float("inf"), temperature=temperature)
     return _softmax_call(logits, where, temperature, axis=axis)
 
@@ -99,6 +99,7 @@ def log_softmax(
         >>> print(f"{certain:.4e} {rest:.4f}")
         -4.2484e-18 -40.0000
     """
+    checks.static_axis("log_softmax", axis)
     checks.numbers_in("log_softmax", 0, float("inf"), temperature=temperature)
     return _log_softmax_call(logits, where, temperature, axis=axis)
 
@@ -150,6 +151,7 @@ def logsumexp(
         >>> print(f"{jaxsoftmax.logsumexp(jnp.array([1000.0, 1000.0])):.3f}")
         1000.693
     """
+    checks.static_axis("logsumexp", axis)
     checks.numbers_in("logsumexp", 0, float("inf"), temperature=temperature)
     return _logsumexp_call(logits, where, weights, temperature, axis=axis, keepdims=keepdims)
 
@@ -203,6 +205,7 @@ def smooth_max(
         >>> print(f"{jaxsoftmax.smooth_max(jnp.array([1.0, 2.0]), temperature=0.5):.4f}")
         2.0635
     """
+    checks.static_axis("smooth_max", axis)
     checks.numbers_in("smooth_max", 0, float("inf"), temperature=temperature)
     return _smooth_max_call(logits, where, temperature, axis=axis, keepdims=keepdims)
 
@@ -217,7 +220,7 @@ def _smooth_max_call(logits: Any, where: Any, temperature: Any, *, axis: Axis, k
 def _canonical(function: str, logits: Any, where: Any, temperature: Any, axis: Axis) -> tuple[Any, ...]:
     """Checked: (class axes, logits, mask of their rank or None, temperature per row or None)."""
     logits = checks.floating(function, logits=logits)
-    axes = checks.class_axes(function, axis, logits)
+    axes = checks.class_axes(function, axis, logits=logits)
     where = checks.mask(function, where, logits, axes)
     return axes, logits, where, checks.per_row(function, "temperature", temperature, logits, axes)
 

@@ -80,6 +80,9 @@ def z_loss(statistics: RowStatistics) -> jax.Array:
     Returns:
         [...] in nats squared; 0 where no class is present.
 
+    Gradient:
+        2 log Z by the log normalizer log Z. All modes, as for `row_statistics`.
+
     Example:
         >>> import jax.numpy as jnp, jaxsoftmax
         >>> statistics = jaxsoftmax.row_statistics(jnp.array([[0.0, 0.0]]), jnp.array([0]))
@@ -129,7 +132,7 @@ def focal(statistics: RowStatistics, *, gamma: ArrayLike = 2.0) -> jax.Array:
     """
     checks.numbers_in("objectives.focal", 0, math.inf, gamma=gamma)
     x = -statistics.log_odds
-    return _focal(x, jnp.broadcast_to(jnp.asarray(gamma, x.dtype), x.shape))
+    return _focal(x, _option("focal", x, gamma=gamma))
 
 
 def poly(statistics: RowStatistics, *, epsilon: ArrayLike = 1.0) -> jax.Array:
@@ -147,6 +150,9 @@ def poly(statistics: RowStatistics, *, epsilon: ArrayLike = 1.0) -> jax.Array:
     Raises:
         ValueError: A Python number ε < -1.
 
+    Gradient:
+        -(1 - p[y]) (1 + ε p[y]) by the log-odds, 1 - p[y] by ε. All modes, as for `row_statistics`.
+
     Example:
         >>> import jax.numpy as jnp, jaxsoftmax
         >>> statistics = jaxsoftmax.row_statistics(jnp.array([[2.0, 0.0, 0.0]]), jnp.array([0]))
@@ -159,7 +165,7 @@ def poly(statistics: RowStatistics, *, epsilon: ArrayLike = 1.0) -> jax.Array:
     """
     checks.numbers_in("objectives.poly", -1, math.inf, epsilon=epsilon)
     x = -statistics.log_odds
-    return _poly(x, jnp.broadcast_to(jnp.asarray(epsilon, x.dtype), x.shape))
+    return _poly(x, _option("poly", x, epsilon=epsilon))
 
 
 def additive_margin(statistics: RowStatistics, *, margin: ArrayLike = 0.35, scale: ArrayLike = 64.0) -> jax.Array:
@@ -175,6 +181,9 @@ def additive_margin(statistics: RowStatistics, *, margin: ArrayLike = 0.35, scal
     Returns:
         [...] in nats.
 
+    Gradient:
+        That of the cross entropy at log-odds less s m. All modes, as for `row_statistics`.
+
     Example:
         >>> import jax.numpy as jnp, jaxsoftmax
         >>> statistics = jaxsoftmax.row_statistics(10.0 * jnp.array([[0.9, 0.2]]), jnp.array([0]))
@@ -186,8 +195,8 @@ def additive_margin(statistics: RowStatistics, *, margin: ArrayLike = 0.35, scal
         H. Wang et al., CosFace: Large Margin Cosine Loss for Deep Face Recognition, 2018.
     """
     x = -statistics.log_odds
-    shift = jnp.asarray(margin, x.dtype) * jnp.asarray(scale, x.dtype)
-    return _logistic(x + shift)
+    name = "additive_margin"
+    return _logistic(x + _option(name, x, margin=margin) * _option(name, x, scale=scale))
 
 
 def angular_margin(statistics: RowStatistics, *, margin: ArrayLike = 0.5, scale: ArrayLike = 64.0) -> jax.Array:
@@ -225,18 +234,17 @@ def angular_margin(statistics: RowStatistics, *, margin: ArrayLike = 0.5, scale:
     """
     checks.numbers_in("objectives.angular_margin", 0, math.pi, margin=margin)
     checks.numbers_in("objectives.angular_margin", 0, math.inf, scale=scale)
-    scale = jnp.asarray(scale, statistics.target.dtype)
-    margin = jnp.asarray(margin, statistics.target.dtype)
-    cosine = (statistics.target + statistics.shift) / scale
-    gap = _margin_gap(cosine, jnp.broadcast_to(margin, cosine.shape))
-    return _logistic(scale * gap - statistics.log_odds)
+    scales = _option("angular_margin", statistics.target, scale=scale)
+    cosine = (statistics.target + statistics.shift) / scales
+    gap = _margin_gap(cosine, _option("angular_margin", statistics.target, margin=margin))
+    return _logistic(scales * gap - statistics.log_odds)
 
 
 def smoothed(statistics: RowStatistics, label_smoothing: ArrayLike, smoothing: str) -> jax.Array:
     """Cross entropy with label smoothing, of checked arguments."""
     if isinstance(label_smoothing, int | float) and label_smoothing == 0:
         return _logistic(-statistics.log_odds)
-    share = jnp.broadcast_to(jnp.asarray(label_smoothing, statistics.target.dtype), statistics.target.shape)
+    share = _option("cross_entropy", statistics.target, label_smoothing=label_smoothing)
     if smoothing == "others":
         # eps / (K - 1) to the others is the uniform mixture with eps K / (K - 1); a single class has no others.
         others = statistics.classes - 1.0
@@ -248,7 +256,12 @@ def penalized(loss: jax.Array, statistics: RowStatistics, coefficient: ArrayLike
     """The loss plus the z-loss times its coefficient, of checked arguments."""
     if isinstance(coefficient, int | float) and coefficient == 0:
         return loss
-    return loss + jnp.asarray(coefficient, loss.dtype) * z_loss(statistics)
+    return loss + _option("cross_entropy", loss, z_loss=coefficient) * z_loss(statistics)
+
+
+def _option(function: str, rows: jax.Array, **option: ArrayLike) -> jax.Array:
+    """A scalar option, once for each row; times ones, which on an explicit mesh have the rows' places."""
+    return checks.scalar(f"objectives.{function}", rows.dtype, **option) * jnp.ones_like(rows)
 
 
 # Derivation. Everything is a function of x = -log-odds, the log-odds of being wrong; s = sigmoid, and 1 - s(x) = s(-x).

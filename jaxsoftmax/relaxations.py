@@ -62,6 +62,7 @@ def gumbel_softmax(
         E. Jang, S. Gu and B. Poole, Categorical Reparameterization with Gumbel-Softmax, 2017.
         C. J. Maddison, A. Mnih and Y. W. Teh, The Concrete Distribution, 2017.
     """
+    checks.static_axis("gumbel_softmax", axis)
     checks.numbers_in("gumbel_softmax", 0, math.inf, temperature=temperature)
     checks.flag("gumbel_softmax", hard=hard)
     return _gumbel_call(key, logits, where, temperature, axis=axis, hard=bool(hard))
@@ -139,10 +140,16 @@ def _gumbel_forward(options: _Options, key: Any, logits: Any, where: Any, temper
         # A row without any class has total 0, a broken one NaN; neither has a largest class.
         first = jnp.argmax(perturbed, axis=options.axis, keepdims=True)
         chosen = arrays.is_label(first, logits.shape, options.axis).astype(total.dtype)
-        sample = jnp.where(jnp.isnan(total), jnp.nan, jnp.where(total == 0, 0.0, chosen))
+        hard = jnp.where(jnp.isnan(total), jnp.nan, jnp.where(total == 0, 0.0, chosen))
+        sample = _with_slope_of(softmax_probabilities(residuals.scaled(residuals.shift), total), hard)
     else:
         sample = softmax_probabilities(residuals.scaled(residuals.shift), total)
     return sample.astype(logits.dtype), residuals
+
+
+def _with_slope_of(soft: jax.Array, hard: jax.Array) -> jax.Array:
+    """The value of hard, exactly, with the derivatives of soft: in this order the difference of equals is 0."""
+    return hard - (lax.stop_gradient(soft) - soft)
 
 
 def _gumbel_backward(options: _Options, residuals: _Residuals, cotangent: jax.Array) -> Any:
@@ -167,14 +174,14 @@ _gumbel = rules.operation(_gumbel_forward, _gumbel_backward, _gumbel_tangent)
 def _gumbel_call(key: Any, logits: Any, where: Any, temperature: Any, *, axis: int, hard: bool) -> jax.Array:
     name = "gumbel_softmax"
     logits = checks.floating(name, logits=logits)
-    axis = checks.class_axis(name, axis, logits)
+    axis = checks.class_axis(name, axis, logits=logits)
     where = checks.mask(name, where, logits, (axis,))
     temperature = checks.per_row(name, "temperature", temperature, logits, (axis,))
     return _gumbel(_Options(axis, hard), key, logits, where, temperature)
 
 
 def _straight_forward(_: None, hard: jax.Array, soft: jax.Array) -> Any:
-    return hard.astype(soft.dtype), None
+    return _with_slope_of(soft, hard.astype(soft.dtype)), None
 
 
 def _straight_backward(_: None, residuals: None, cotangent: jax.Array) -> Any:

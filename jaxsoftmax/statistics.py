@@ -106,7 +106,7 @@ def row_statistics(
         >>> print(f"{statistics.log_odds[0]:.1f} {statistics.error_prob[0]:.4e}")
         17.0 4.1399e-08
     """
-    check_options("row_statistics", temperature, logit_cap, ignore_label)
+    check_options("row_statistics", axis, temperature, logit_cap, ignore_label)
     return _row_statistics_call(
         logits, labels, where, temperature, axis=axis, logit_cap=logit_cap, ignore_label=ignore_label
     )
@@ -119,8 +119,9 @@ def _row_statistics_call(
     return dense("row_statistics", logits, labels, where, temperature, axis, logit_cap, ignore_label, mean=True)
 
 
-def check_options(function: str, temperature: Any, logit_cap: Any, ignore_label: Any) -> None:
+def check_options(function: str, axis: Any, temperature: Any, logit_cap: Any, ignore_label: Any) -> None:
     """The options that are Python numbers, before anything is traced."""
+    checks.static_axis(function, axis)
     checks.numbers_in(function, 0, math.inf, temperature=temperature)
     checks.positive(function, logit_cap=logit_cap)
     checks.whole(function, ignore_label=ignore_label)
@@ -140,7 +141,7 @@ def dense(
 ) -> RowStatistics:
     """Checks the arguments in the name of the function and computes; without `mean`, mean and classes are None."""
     logits = checks.floating(function, logits=logits)
-    axis = checks.class_axis(function, axis, logits)
+    axis = checks.class_axis(function, axis, logits=logits)
     where = checks.mask(function, where, logits, (axis,))
     labels = checks.labels(function, labels, logits, axis)
     temperature = checks.per_row(function, "temperature", temperature, logits, (axis,))

@@ -178,12 +178,12 @@ def sum_to(x: jax.Array, shape: Sequence[int]) -> jax.Array:
 
 
 def below_top(scaled: jax.Array, factor: float = 2.0**120) -> jax.Array:
-    """1 for a class below the largest, 0 for the largest, in arithmetic: min(1, -d K), a constant to differentiation.
+    """1 for a class below the largest, 0 for the largest, in arithmetic: min(1, |d| K), a constant to differentiation.
 
-    K is so large that -d K is at least 1 for every d < 0 but those that are 0 to exp. Two sums side by side take each
+    K is so large that |d| K is at least 1 for every d < 0 but those that are 0 to exp. Two sums side by side take each
     a K of its own.
     """
-    return jnp.minimum(lax.stop_gradient(scaled) * -factor, 1.0)
+    return jnp.minimum(jnp.abs(lax.stop_gradient(scaled)) * factor, 1.0)
 
 
 def above_bottom(scaled: jax.Array) -> jax.Array:

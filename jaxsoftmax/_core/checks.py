@@ -7,6 +7,7 @@ from typing import Any, NoReturn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jax.typing import ArrayLike
 
 from jaxsoftmax._core import arrays
@@ -29,6 +30,7 @@ __all__ = [
     "same_dtype",
     "same_shape",
     "scalar",
+    "static_axis",
     "whole",
 ]
 
@@ -98,38 +100,48 @@ def _array(function: str, name: str, value: Any) -> jax.Array:
     return jnp.asarray(value)
 
 
-def class_axis(function: str, axis: Any, logits: jax.Array) -> int:
-    """The one class axis, counted from 0."""
+def static_axis(function: str, axis: Any) -> None:
+    """What can be an axis at all, before jit asks for its hash."""
+    if not isinstance(axis, int | np.integer | tuple | None):
+        fail(TypeError, function, "axis must be an integer, a tuple of integers or None", axis=axis)
+
+
+def class_axis(function: str, axis: Any, **array: jax.Array) -> int:
+    """The one class axis of the array, counted from 0."""
     if not isinstance(axis, int | np.integer) or isinstance(axis, bool):
         fail(TypeError, function, "axis must be an integer", axis=axis)
-    return class_axes(function, axis, logits)[0]
+    return class_axes(function, axis, **array)[0]
 
 
-def class_axes(function: str, axis: Any, logits: jax.Array) -> tuple[int, ...]:
-    """The class axes, counted from 0, none of them twice, with at least one class."""
-    given = range(logits.ndim) if axis is None else axis if isinstance(axis, tuple) else (axis,)
+def class_axes(function: str, axis: Any, **array: jax.Array) -> tuple[int, ...]:
+    """The class axes of the array, counted from 0, none of them twice, with at least one class."""
+    ((name, value),) = array.items()
+    ndim = value.ndim
+    given = range(ndim) if axis is None else axis if isinstance(axis, tuple) else (axis,)
     if not all(isinstance(a, int | np.integer) and not isinstance(a, bool) for a in given):
         fail(TypeError, function, "axis must be an integer, a tuple of integers or None", axis=axis)
-    if not all(-logits.ndim <= a < logits.ndim for a in given):
-        fail(ValueError, function, f"axis must lie in [{-logits.ndim}, {logits.ndim})", axis=axis, logits=logits)
-    axes = tuple(sorted(int(a) % logits.ndim for a in given))
+    if not all(-ndim <= a < ndim for a in given):
+        fail(ValueError, function, f"axis must lie in [{-ndim}, {ndim})", axis=axis, **array)
+    axes = tuple(sorted(int(a) % ndim for a in given))
     if len(set(axes)) < len(axes):
-        fail(ValueError, function, "axis must not name an axis twice", axis=axis, logits=logits)
+        fail(ValueError, function, "axis must not name an axis twice", axis=axis, **array)
     if not axes:
-        fail(ValueError, function, "logits must have a class axis", axis=axis, logits=logits)
-    if 0 in (logits.shape[a] for a in axes):
-        fail(ValueError, function, "the class axis must not be empty", axis=axis, logits=logits)
+        fail(ValueError, function, f"{name} must have a class axis", axis=axis, **array)
+    if 0 in (value.shape[a] for a in axes):
+        fail(ValueError, function, "the class axis must not be empty", axis=axis, **array)
     return axes
 
 
-def mask(function: str, where: ArrayLike | None, logits: jax.Array, axes: tuple[int, ...]) -> jax.Array | None:
-    """A boolean mask of the logits' rank, or None; one of shape [V] stands for every row."""
+def mask(
+    function: str, where: ArrayLike | None, logits: jax.Array, axes: tuple[int, ...], owner: str = "logits"
+) -> jax.Array | None:
+    """A boolean mask of the rank of the logits (or another owner), or None; [V] stands for every row."""
     if where is None:
         return None
     converted = _array(function, "where", where)
     if converted.dtype != jnp.bool_:
         fail(TypeError, function, "where must be boolean", where=converted)
-    return _of_classes(function, "where", converted, logits, axes)
+    return _of_classes(function, "where", converted, logits, axes, owner)
 
 
 def class_weights(function: str, name: str, weights: ArrayLike, logits: jax.Array, axes: tuple[int, ...]) -> jax.Array:
@@ -139,12 +151,14 @@ def class_weights(function: str, name: str, weights: ArrayLike, logits: jax.Arra
     return _of_classes(function, name, converted, logits, axes)
 
 
-def _of_classes(function: str, name: str, value: jax.Array, logits: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+def _of_classes(
+    function: str, name: str, value: jax.Array, logits: jax.Array, axes: tuple[int, ...], owner: str = "logits"
+) -> jax.Array:
     if value.shape == logits.shape:
         return value
     if len(axes) == 1 and value.shape == (logits.shape[axes[0]],):
         return value.reshape([size if a == axes[0] else 1 for a, size in enumerate(logits.shape)])
-    fail(ValueError, function, f"{name} must have the shape of logits, or [V]", **{name: value}, logits=logits)
+    fail(ValueError, function, f"{name} must have the shape of {owner}, or [V]", **{name: value, owner: logits})
 
 
 def class_vector(function: str, name: str, weights: ArrayLike, logits: jax.Array, axis: int) -> jax.Array:
@@ -192,9 +206,10 @@ def per_row(
             **{name: converted},
             logits=logits,
         )
-    if converted.shape == batch:
-        converted = converted.reshape(rows)
-    return jnp.broadcast_to(converted.astype(arrays.compute_dtype(logits.dtype)), rows)
+    converted = converted.reshape(rows if converted.size > 1 else [1] * logits.ndim)
+    # Times ones rather than broadcast: on an explicit mesh that gives every row its place.
+    ones = jnp.ones_like(jnp.max(lax.stop_gradient(logits), axis=axes, keepdims=True, initial=0))
+    return converted.astype(arrays.compute_dtype(logits.dtype)) * ones.astype(arrays.compute_dtype(logits.dtype))
 
 
 def labels(function: str, labels: ArrayLike, logits: jax.Array, axis: int) -> jax.Array:

@@ -6,7 +6,7 @@ They are plain functions, for use inside of rules; the forms are such that plain
 import jax
 import jax.numpy as jnp
 
-__all__ = ["log_add", "log_odds", "safe_log", "sigmoid", "softplus"]
+__all__ = ["log_add", "log_odds", "safe_log", "sigmoid", "softplus", "times"]
 
 
 def softplus(x: jax.Array) -> jax.Array:
@@ -28,6 +28,11 @@ def log_odds(target: jax.Array, rest: jax.Array) -> jax.Array:
 def safe_log(x: jax.Array) -> jax.Array:
     """log x for x >= 0, with derivative 0 at 0."""
     return jnp.where(x == 0, -jnp.inf, jnp.log(jnp.where(x == 0, 1.0, x)))
+
+
+def times(factor: jax.Array, term: jax.Array) -> jax.Array:
+    """factor * term, where 0 * inf counts as 0."""
+    return factor * jnp.where((factor == 0) & jnp.isinf(term), 0.0, term)
 
 
 def log_add(a: jax.Array, b: jax.Array) -> jax.Array:

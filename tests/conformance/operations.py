@@ -87,7 +87,7 @@ def _plain_arcface(z: Any) -> jax.Array:
 def _plain_smoothed(z: Any, temperature: Any, weights: Any, share: Any) -> jax.Array:
     scaled = z / _rows(temperature)
     q = ONE_HOT * (1.0 - share) + share / z.shape[-1]
-    loss = -jnp.sum(q * _log_p(scaled), -1) * jnp.sum(weights * ONE_HOT, -1)
+    loss = -jnp.sum(q * _log_p(scaled), -1) * jnp.sum(jnp.expand_dims(weights, 0) * ONE_HOT, -1)
     return loss + 0.1 * jax.nn.logsumexp(scaled, axis=-1) ** 2
 
 
