@@ -144,15 +144,13 @@ _sigmoid_focal = rules.elementwise(_sigmoid_focal_value, _sigmoid_focal_slopes)
 
 
 def _canonical(function: str, logits: Any, labels: Any, where: Any) -> tuple[jax.Array, jax.Array, jax.Array | None]:
-    """Checked; elements that do not count look like z = 0 and y = 0, whatever they held."""
+    """Checked; elements that do not count have the logit 0, whatever they held."""
     logits = checks.floating(function, logits=logits)
     labels = checks.numeric(function, labels=labels)
     checks.same_shape(function, logits=logits, labels=labels)
-    where = (
-        checks.mask(function, where, logits, (logits.ndim - 1,))
-        if logits.ndim
-        else checks.mask(function, where, logits, ())
-    )
+    where = checks.mask(function, where, logits, (logits.ndim - 1,) if logits.ndim else ())
+    if where is not None:
+        logits = jnp.where(where, logits, jnp.zeros((), logits.dtype))
     return logits, labels, where
 
 

@@ -347,11 +347,15 @@ def _pair(axis: int, residuals: _KLResiduals) -> _Pair:
     target_absent, _, q = _distribution(target, target_others)
     absent = model_absent | target_absent
 
-    # a from the differences of the logits and of the maxima: close logits lose no digit.
-    differences = values.astype(largest.dtype) - jnp.where(absent, 0.0, target_values.astype(largest.dtype))
-    gap = jnp.where(absent, 0.0, differences) - jnp.where(absent, 0.0, largest - target_largest)
+    # a from the differences of the logits and of the maxima where these are close, so that close logits lose no digit;
+    # else from the logits less their own maxima, which a large offset between the two would drown.
+    z, w = (jnp.where(absent, 0.0, x.astype(largest.dtype)) for x in (values, target_values))
+    offset = largest - target_largest
+    across = jnp.where(absent, 0.0, (z - w) - offset)
     if temperature is not None:
-        gap = gap * arrays.inverse_temperature(temperature)
+        across = across * arrays.inverse_temperature(temperature)
+    within = jnp.where(absent, 0.0, model) - jnp.where(absent, 0.0, target)
+    gap = jnp.where(jnp.abs(offset) <= 1.0, across, within)
 
     far = (jnp.abs(gap) >= 0.5) | (model_absent != target_absent)
     close = ~jnp.any(far, axis=axis, keepdims=True)
@@ -386,7 +390,9 @@ def _kl_slopes(axis: int, pair: _Pair) -> tuple[jax.Array, jax.Array]:
     difference = jnp.where(small & ~pair.target_absent, near, pair.p - pair.q)
     centre = arrays.row_sum(pair.q * pair.delta, (axis,))
     by_target = pair.q * (centre - pair.delta)
-    return jnp.where(pair.model_absent, 0.0, difference), jnp.where(pair.model_absent, 0.0, by_target)
+    broken = 0.0 * (jnp.sum(pair.p, axis=axis, keepdims=True) + jnp.sum(pair.q, axis=axis, keepdims=True))
+    by_model = jnp.where(pair.model_absent, 0.0, difference) + broken
+    return by_model, jnp.where(pair.model_absent, 0.0, by_target) + broken
 
 
 def _kl_backward(axis: int, residuals: _KLResiduals, cotangent: jax.Array) -> Any:

@@ -245,14 +245,14 @@ def weighted_mean(values: ArrayLike, weights: ArrayLike | None = None) -> jax.Ar
     Σ wᵢ vᵢ / Σ wᵢ
 
     Args:
-        values: [...], floating.
+        values: [...], floating, integer or boolean.
         weights: [...], of the shape of the values; floating, integer or boolean; 1 by default.
 
     Returns:
         A scalar, float32 or wider; 0 where the weights sum to 0.
 
     Raises:
-        TypeError: The values are not floating.
+        TypeError: The values or weights are not numbers.
         ValueError: The shapes differ.
 
     Numerics:
@@ -396,12 +396,19 @@ def _mean_slopes(residuals: Any) -> tuple[jax.Array, jax.Array]:
 
 def _mean_backward(_: None, residuals: Any, cotangent: jax.Array) -> Any:
     by_values, by_weights = _mean_slopes(residuals)
-    return (cotangent * by_values).astype(residuals[0].dtype), cotangent * by_weights
+    values = residuals[0]
+    floating = jnp.issubdtype(values.dtype, jnp.floating)
+    return (cotangent * by_values).astype(values.dtype) if floating else None, cotangent * by_weights
 
 
 def _mean_tangent(_: None, residuals: Any, tangents: Any) -> jax.Array:
     by_values, by_weights = _mean_slopes(residuals)
-    return jnp.sum(by_values * tangents[0].astype(by_values.dtype)) + jnp.sum(by_weights * tangents[1])
+    along_weights = jnp.sum(by_weights * tangents[1])
+    return (
+        along_weights
+        if tangents[0] is None
+        else along_weights + jnp.sum(by_values * tangents[0].astype(by_values.dtype))
+    )
 
 
 _weighted_mean = rules.operation(_mean_forward, _mean_backward, _mean_tangent)
@@ -409,7 +416,7 @@ _weighted_mean = rules.operation(_mean_forward, _mean_backward, _mean_tangent)
 
 @_jit
 def _weighted_mean_call(values: Any, weights: Any) -> jax.Array:
-    values = checks.floating("weighted_mean", values=values)
+    values = checks.numeric("weighted_mean", values=values)
     dtype = arrays.compute_dtype(values.dtype)
     if weights is None:
         weights = jnp.ones(values.shape, dtype)

@@ -330,8 +330,10 @@ def log_softmax_pull(
     terms = jnp.exp(scaled)
     # 1 - terms is 0 at the top in value; as a function it makes S - exp(d) of S - 1 there.
     at_top = (cotangent * (others + (1.0 - terms)) - terms * rest) / total
-    gradient = jnp.where((scaled == 0) & (total < 2), at_top, cotangent - terms / total * whole)
-    return jnp.where(jnp.isneginf(scaled), 0.0, gradient)
+    # Where the sums do not agree on the largest class (see arrays.excess), the plain form is right to rounding.
+    agreed = jnp.abs(rest - (whole - cotangent)) < 0.5 * jnp.abs(cotangent)
+    gradient = jnp.where((scaled == 0) & (total < 2) & agreed, at_top, cotangent - terms / total * whole)
+    return jnp.where(jnp.isneginf(scaled), 0.0 * total, gradient)  # a broken row is NaN there too
 
 
 def log_softmax_push(scaled: jax.Array, others: jax.Array, vector: jax.Array, axes: arrays.Axes) -> jax.Array:
@@ -339,7 +341,7 @@ def log_softmax_push(scaled: jax.Array, others: jax.Array, vector: jax.Array, ax
     total = 1.0 + others
     vector = vector - _centre(scaled, total, vector, axes)
     tangent = vector - arrays.row_sum(softmax_probabilities(scaled, total) * vector, axes)
-    return jnp.where(jnp.isneginf(scaled), 0.0, tangent)
+    return jnp.where(jnp.isneginf(scaled), 0.0 * total, tangent)
 
 
 def _log_softmax_backward(axes: arrays.Axes, residuals: _Residuals, cotangent: jax.Array) -> Any:
@@ -398,6 +400,14 @@ def _logsumexp_forward(axes: arrays.Axes, logits: Any, where: Any, weights: Any,
     return out.astype(logits.dtype), residuals
 
 
+def _offers(residuals: _SumResiduals) -> jax.Array:
+    """exp(d) / S of every present class, also of weight 0; 0 in a row that sums to 0."""
+    values = arrays.present(residuals.logits, residuals.where)
+    empty = residuals.total == 0
+    scaled = arrays.centred(values, jnp.where(empty, 0.0, residuals.shift), residuals.temperature)
+    return jnp.where(empty, 0.0, softmax_probabilities(jnp.where(empty, -jnp.inf, scaled), residuals.total))
+
+
 def _logsumexp_backward(axes: arrays.Axes, residuals: _SumResiduals, cotangent: jax.Array) -> Any:
     scaled, temperature = residuals.scaled(residuals.shift), residuals.temperature
     cotangent = jnp.where(residuals.total == 0, 0.0, cotangent.astype(scaled.dtype))
@@ -408,8 +418,7 @@ def _logsumexp_backward(axes: arrays.Axes, residuals: _SumResiduals, cotangent: 
         dtemperature = dtemperature - jnp.where(residuals.total == 0, 0.0, cotangent * slope)
     dweights = None
     if residuals.weights is not None:
-        offered = arrays.centred(arrays.present(residuals.logits, residuals.where), residuals.shift, temperature)
-        dweights = arrays.sum_to(cotangent * softmax_probabilities(offered, residuals.total), residuals.weights.shape)
+        dweights = arrays.sum_to(cotangent * _offers(residuals), residuals.weights.shape)
     return dlogits.astype(residuals.logits.dtype), None, dweights, dtemperature
 
 
@@ -420,8 +429,7 @@ def _logsumexp_tangent(axes: arrays.Axes, residuals: _SumResiduals, tangents: An
     if temperature is not None:
         tangent = tangent - arrays.quotient_slope(residuals.shift, temperature) * tangents[3]
     if residuals.weights is not None:
-        offered = arrays.centred(arrays.present(residuals.logits, residuals.where), residuals.shift, temperature)
-        tangent = tangent + arrays.row_sum(softmax_probabilities(offered, residuals.total) * tangents[2], axes)
+        tangent = tangent + arrays.row_sum(_offers(residuals) * tangents[2], axes)
     return jnp.where(residuals.total == 0, 0.0, tangent).astype(residuals.logits.dtype)
 
 
@@ -429,32 +437,32 @@ _logsumexp = rules.operation(_logsumexp_forward, _logsumexp_backward, _logsumexp
 
 
 def _smooth_max_forward(axes: arrays.Axes, logits: Any, where: Any, temperature: Any) -> Any:
-    residuals = _sums(axes, logits, where, temperature)
-    out = jnp.where(residuals.total == 0, -jnp.inf, residuals.shift + temperature * scalars.safe_log(residuals.total))
-    return out.astype(logits.dtype), residuals
+    values = arrays.present(logits, where)
+    shift = arrays.row_max(values, axes)
+    others = arrays.excess(axes, values, shift, temperature)
+    out = jnp.where(others < 0, -jnp.inf, shift + temperature * jnp.log1p(jnp.where(others < 0, 0.0, others)))
+    return out.astype(logits.dtype), _Residuals(logits, where, temperature, shift, others)
 
 
-def _entropy(scaled: jax.Array, total: jax.Array, axes: arrays.Axes) -> jax.Array:
-    """H(p) = log S - sum p d, in nats; 0 in a row without any class."""
+def _smooth_max_slopes(axes: arrays.Axes, residuals: _Residuals) -> tuple[jax.Array, jax.Array]:
+    """p, and H(p) = log1p(S - 1) - sum p d, in nats; 0 in a row without any class."""
+    others = jnp.where(residuals.total < 0, 0.0, residuals.total)
+    scaled = residuals.scaled(residuals.shift)
+    probabilities = jnp.exp(scaled) / (1.0 + others)
     finite = jnp.where(jnp.isneginf(scaled), 0.0, scaled)
-    entropy = scalars.safe_log(total) - arrays.row_sum(softmax_probabilities(scaled, total) * finite, axes)
-    return jnp.where(total == 0, 0.0, entropy)
+    return probabilities, jnp.log1p(others) - arrays.row_sum(probabilities * finite, axes)
 
 
 def _smooth_max_backward(axes: arrays.Axes, residuals: _Residuals, cotangent: jax.Array) -> Any:
-    scaled = residuals.scaled(residuals.shift)
-    cotangent = cotangent.astype(scaled.dtype)
-    dlogits = cotangent * softmax_probabilities(scaled, residuals.total)
-    dtemperature = cotangent * _entropy(scaled, residuals.total, axes)
-    return dlogits.astype(residuals.logits.dtype), None, dtemperature
+    by_logits, by_temperature = _smooth_max_slopes(axes, residuals)
+    cotangent = cotangent.astype(by_logits.dtype)
+    return (cotangent * by_logits).astype(residuals.logits.dtype), None, cotangent * by_temperature
 
 
 def _smooth_max_tangent(axes: arrays.Axes, residuals: _Residuals, tangents: Any) -> jax.Array:
-    scaled = residuals.scaled(residuals.shift)
-    probabilities = softmax_probabilities(scaled, residuals.total)
-    tangent = arrays.row_sum(probabilities * tangents[0].astype(scaled.dtype), axes)
-    tangent = tangent + _entropy(scaled, residuals.total, axes) * tangents[2]
-    return tangent.astype(residuals.logits.dtype)
+    by_logits, by_temperature = _smooth_max_slopes(axes, residuals)
+    tangent = arrays.row_sum(by_logits * tangents[0].astype(by_logits.dtype), axes)
+    return (tangent + by_temperature * tangents[2]).astype(residuals.logits.dtype)
 
 
 _smooth_max = rules.operation(_smooth_max_forward, _smooth_max_backward, _smooth_max_tangent)

@@ -198,10 +198,10 @@ def capped(logits: jax.Array, where: jax.Array | None, cap: float | None) -> jax
 
 
 def cap_slope(logits: jax.Array, where: jax.Array | None, cap: float) -> jax.Array:
-    """1 - tanh^2(logit / cap)."""
+    """1 - tanh^2(x) = 4 t / (1 + t)^2 with x = logit / cap and t = exp(-2 |x|), which does not cancel."""
     values = arrays.present(logits, where)
-    ratio = jnp.tanh(values.astype(arrays.compute_dtype(values.dtype)) / cap)
-    return (1.0 - ratio) * (1.0 + ratio)
+    decay = jnp.exp(-2.0 * jnp.abs(values.astype(arrays.compute_dtype(values.dtype)) / cap))
+    return 4.0 * decay / jnp.square(1.0 + decay)
 
 
 def _dense_forward(
@@ -247,7 +247,8 @@ def _dense_backward(options: _Options, residuals: _Residuals, cotangents: Any) -
     by_target, by_rest, by_mean, by_shift = cotangents
     scaled = arrays.centred(capped(logits, where, options.logit_cap), largest, temperature)
     label = arrays.is_label(labels, logits.shape, options.axis)
-    by_target = jnp.where(jnp.isneginf(residuals.target), 0.0, by_target)
+    # Absent, the labelled class takes nothing; but in a row broken by inf or NaN it is NaN like the others.
+    by_target = jnp.where(jnp.isneginf(residuals.target), 0.0 * by_rest, by_target)
     gradient = jnp.where(label, by_target, by_rest * _weights(residuals, scaled, label))
     if classes is not None:
         gradient = gradient + jnp.where(jnp.isneginf(scaled), 0.0, by_mean / jnp.maximum(classes, 1.0))

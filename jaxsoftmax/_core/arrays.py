@@ -8,7 +8,6 @@ of the logits. A comparison or a select inside of the chain breaks it, and so do
 constant) that two reductions share. Hence arithmetic in place of masks, and `fresh` below.
 """
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,7 +21,6 @@ __all__ = [
     "centred",
     "common_dtype",
     "compute_dtype",
-    "count",
     "divided",
     "excess",
     "expand",
@@ -99,8 +97,9 @@ def divided(x: jax.Array, temperature: jax.Array | None) -> jax.Array:
 @jax.custom_jvp
 def _divided(x: jax.Array, temperature: jax.Array) -> jax.Array:
     info = jnp.finfo(temperature.dtype)
-    bounded = jnp.clip(temperature, float(info.tiny), float(info.max))
-    factor = jnp.where(temperature <= float(info.tiny), 2.0**126, 1.0)
+    huge = temperature > 2.0**100  # the compiler multiplies by 1 / T, which must not vanish: -inf times 0 is NaN
+    bounded = jnp.clip(jnp.where(huge, temperature * 2.0**-24, temperature), float(info.tiny), float(info.max))
+    factor = jnp.where(temperature <= float(info.tiny), 2.0**126, jnp.where(huge, 2.0**-24, 1.0))
     return x / bounded * jnp.where(temperature >= 0, factor, jnp.nan)
 
 
@@ -160,7 +159,7 @@ def quotient(shift: jax.Array, temperature: jax.Array | None) -> jax.Array:
     """m / T for the absolute value of a row's logits; at T = 0 the limit, -inf, 0 or inf by the sign of m."""
     if temperature is None:
         return shift
-    zero = inverse_temperature(temperature) == 0
+    zero = temperature <= float(jnp.finfo(temperature.dtype).tiny)
     limit = jnp.where(shift == 0, 0.0, jnp.sign(shift) * jnp.inf)
     return jnp.where(zero, limit, shift / jnp.where(zero, 1.0, temperature))
 
@@ -177,13 +176,12 @@ def sum_to(x: jax.Array, shape: Sequence[int]) -> jax.Array:
     return jnp.sum(x, axis=axes, keepdims=True) if axes else x
 
 
-def below_top(scaled: jax.Array, factor: float = 2.0**120) -> jax.Array:
+def below_top(scaled: jax.Array) -> jax.Array:
     """1 for a class below the largest, 0 for the largest, in arithmetic: min(1, |d| K), a constant to differentiation.
 
-    K is so large that |d| K is at least 1 for every d < 0 but those that are 0 to exp. Two sums side by side take each
-    a K of its own.
+    K is so large that |d| K is at least 1 for every d < 0 but those that are 0 to exp.
     """
-    return jnp.minimum(jnp.abs(lax.stop_gradient(scaled)) * factor, 1.0)
+    return jnp.minimum(jnp.abs(lax.stop_gradient(scaled)) * 2.0**120, 1.0)
 
 
 def above_bottom(scaled: jax.Array) -> jax.Array:
@@ -194,23 +192,19 @@ def above_bottom(scaled: jax.Array) -> jax.Array:
 # The sum of the other exponentials.
 #
 # With d_j = (z_j - max z) / T, S = sum_j exp(d_j) is at least 1, and log S loses the digits of the others as S nears 1.
-# What is kept is the excess  S - 1: the sum of exp(d) over d < 0, plus the same over d = 0, which is the number of
-# classes that tie for the maximum, less one. The two sums are told apart by below_top, in arithmetic. As a function it
-# is S - 1 to every order of differentiation, also by plain rules.
+# What is kept is the excess S - 1. Where S < 3/2 the largest class is unique, and the excess is the sum of exp(d) over
+# d < 0, told apart by below_top in arithmetic; elsewhere S - 1 loses nothing. The compiler may compute the logits anew
+# for each sum, and then the largest class is not 0 below itself everywhere: a sum of the others that holds it is at
+# least 1, and is not used. As a function the excess is S - 1, to every order of differentiation, also by plain rules.
 
 
 def excess(axes: Axes, logits: jax.Array, shift: jax.Array, temperature: jax.Array | None) -> jax.Array:
     """sum_j exp((z_j - max z) / T) - 1, exact to the last digit however small; -1 in a row without any class."""
     scaled = centred(logits, shift, temperature)
-    others = row_sum(jnp.exp(scaled) * below_top(scaled, 2.0**118), axes)
-    again = centred(logits, fresh(shift), temperature)
-    ties = row_sum(jnp.exp(again) * (1.0 - below_top(again, 2.0**119)), axes)
-    return others + (ties - 1.0)
-
-
-def count(shape: Sequence[int], axes: Axes) -> int:
-    """The number of classes."""
-    return math.prod(shape[axis] for axis in axes)
+    others = row_sum(jnp.exp(scaled) * below_top(scaled), axes)
+    total = row_sum(jnp.exp(centred(logits, fresh(shift), temperature)), axes)
+    exact = lax.stop_gradient(others) + (total - lax.stop_gradient(total))
+    return jnp.where((total < 1.5) & (total >= 0.5) & (others < 0.75), exact, total - 1.0)
 
 
 def is_label(labels: jax.Array, shape: Sequence[int], axis: int) -> jax.Array:

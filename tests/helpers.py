@@ -1,0 +1,144 @@
+"""Planted data, and the one assertion that says what the numerics promise."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+SCALES = (0.1, 1.0, 5.0, 30.0)
+GAPS = (17.0, 40.0, 80.0)
+OFFSETS = (1e4, 1e6, -1e6)
+
+
+class Planted(NamedTuple):
+    """Logits [N, V] and one label per row."""
+
+    logits: np.ndarray
+    labels: np.ndarray
+
+
+def planted(
+    classes: int, dtype: Any = np.float32, *, absent: bool = True, offsets: Sequence[float] = OFFSETS, seed: int = 0
+) -> Planted:
+    """Rows at every scale, confident and right, confident and wrong, tied, with absent classes, far from 0.
+
+    No labelled class is absent. Logits are rounded to `dtype`: the exact results are those of the rounded numbers.
+    """
+    rng = np.random.default_rng([seed, classes])
+    rows: list[np.ndarray] = []
+    labels: list[int] = []
+
+    def add(row: np.ndarray, label: int) -> None:
+        rows.append(row)
+        labels.append(label % classes)
+
+    def noise(scale: float = 1.0) -> np.ndarray:
+        return scale * rng.standard_normal(classes)
+
+    for scale in SCALES:
+        for _ in range(2):
+            add(noise(scale), int(rng.integers(classes)))
+    for gap in GAPS:
+        for wrong in (0, 1):
+            row, top = noise(), int(rng.integers(classes))
+            row[top] = np.delete(row, top).max(initial=-3.0) + gap
+            add(row, top + wrong)
+    two = noise(5.0)
+    two[[0, -1]] = two.max() + 1.0
+    add(two, 0)
+    add(np.full(classes, 2.5), classes - 1)
+    if absent:
+        one = noise()
+        one[0] = -np.inf if classes > 1 else one[0]
+        add(one, classes - 1)
+        most = np.full(classes, -np.inf)
+        most[[0, classes // 2]] = (0.5, 0.25)
+        add(most, classes // 2)
+    for offset in offsets:
+        add(offset + noise(3.0), int(rng.integers(classes)))
+    return Planted(np.stack(rows).astype(dtype), np.array(labels, np.int32))
+
+
+def cotangents(*shape: int, dtype: Any = np.float32, seed: int = 1) -> np.ndarray:
+    """Of both signs, between 0.5 and 2 in magnitude, with a 0 here and there."""
+    rng = np.random.default_rng(seed)
+    values = rng.uniform(0.5, 2.0, shape) * rng.choice([-1.0, 1.0, 1.0], shape)
+    return np.where(rng.uniform(size=shape) < 0.05, 0.0, values).astype(dtype)
+
+
+def masks(rows: int, classes: int, labels: np.ndarray | None = None, seed: int = 2) -> np.ndarray:
+    """True for about two classes in three, and for the labels."""
+    mask = np.random.default_rng(seed).uniform(size=(rows, classes)) < 0.67
+    if labels is not None:
+        mask[np.arange(rows), labels] = True
+    return mask
+
+
+def compiled(function: Callable[..., Any]) -> Callable[..., tuple[Any, ...]]:
+    """f(cotangent, arguments, constants=()): the value of function(*arguments, *constants), and the gradients.
+
+    Value and gradients are one program, compiled once for all calls of the same shapes.
+    """
+
+    @jax.jit
+    def run(cotangent: Any, arguments: Any, constants: Any) -> Any:
+        value, pullback = jax.vjp(lambda *a: function(*a, *constants), *arguments)
+        return value, *pullback(cotangent)
+
+    def call(cotangent: Any, arguments: Sequence[Any], constants: Sequence[Any] = ()) -> tuple[Any, ...]:
+        return jax.tree.map(np.asarray, run(cotangent, tuple(arguments), tuple(constants)))
+
+    return call
+
+
+def value_and_gradients(
+    function: Callable[..., Any], cotangent: Any, arguments: Sequence[Any], constants: Sequence[Any] = ()
+) -> tuple[Any, ...]:
+    """The same for a single call."""
+    return compiled(function)(cotangent, arguments, constants)
+
+
+def assert_contract(
+    actual: Any, exact: Any, dtype: Any, magnitude: Any = None, *, gain: float = 1.0, name: str = ""
+) -> None:
+    """The numerics contract: |error| <= 4 eps (1 + |log |exact||) |exact|, rounded to `dtype` once.
+
+    eps is that of float32 or wider: a half-precision result may err by what float32 may err by, then be rounded, and
+    no more. Where terms of mixed sign cancel, the bound is relative to `magnitude`, the sum of their magnitudes. Below
+    the smallest normal number, where hardware may flush to 0, only the absolute error counts; `gain` is the factor, if
+    it is large, by which such a number is multiplied on the way to the result. Infinities and NaN must be where they
+    are in `exact`.
+    """
+    actual, exact = np.asarray(actual), np.asarray(exact, np.float64)
+    assert actual.dtype == dtype, f"{name} dtype {actual.dtype}, not {jnp.dtype(dtype)}"
+    assert actual.shape == exact.shape, f"{name} shape {actual.shape}, not {exact.shape}"
+    info = jnp.finfo(np.float64 if dtype == np.float64 else np.float32)
+
+    finite = np.isfinite(exact)
+    size = np.where(finite, np.abs(exact), 0.0)
+    logs = _log(size)
+    if magnitude is not None:
+        size = np.maximum(size, np.where(finite, magnitude, 0.0))
+        logs = np.maximum(logs, _log(size))
+    tolerance = 4 * float(info.eps) * (1 + logs) * size + 8 * gain * float(info.tiny)
+    with np.errstate(over="ignore", invalid="ignore"):
+        low = (exact - tolerance).astype(dtype).astype(np.float64)
+        high = (exact + tolerance).astype(dtype).astype(np.float64)
+        got = actual.astype(np.float64)
+    right = ((low <= got) & (got <= high)) | (np.isnan(got) & np.isnan(exact))
+    if np.all(right):
+        return
+    wrong = np.argwhere(~right)
+    lines = [
+        f"  {tuple(map(int, i))}: {got[*i]!r}, exact {exact[*i]!r}, "
+        f"error / tolerance {abs(got[*i] - exact[*i]) / tolerance[*i]:.3g}"
+        for i in wrong[:8]
+    ]
+    raise AssertionError("\n".join([f"{name} {len(wrong)} of {exact.size} entries are off:", *lines]))
+
+
+def _log(size: np.ndarray) -> np.ndarray:
+    """|log size|, and 0 for 0."""
+    return np.abs(np.log(np.where(size > 0, size, 1.0)))
