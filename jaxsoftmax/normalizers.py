@@ -418,7 +418,7 @@ def _logsumexp_backward(axes: arrays.Axes, residuals: _SumResiduals, cotangent: 
         dtemperature = dtemperature - jnp.where(residuals.total == 0, 0.0, cotangent * slope)
     dweights = None
     if residuals.weights is not None:
-        dweights = arrays.sum_to(cotangent * _offers(residuals), residuals.weights.shape)
+        dweights = arrays.sum_to(scalars.times(cotangent, _offers(residuals)), residuals.weights.shape)
     return dlogits.astype(residuals.logits.dtype), None, dweights, dtemperature
 
 
