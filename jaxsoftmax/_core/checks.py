@@ -182,8 +182,8 @@ def numeric(function: str, **array: ArrayLike) -> jax.Array:
     """The one array, floating, integer or boolean."""
     ((name, value),) = array.items()
     converted = _array(function, name, value)
-    if not (jnp.issubdtype(converted.dtype, jnp.number) or converted.dtype == jnp.bool_):
-        fail(TypeError, function, f"{name} must be numbers", **{name: converted})
+    if not any(jnp.issubdtype(converted.dtype, kind) for kind in (jnp.floating, jnp.integer, jnp.bool_)):
+        fail(TypeError, function, f"{name} must be real numbers", **{name: converted})
     return converted
 
 

@@ -16,6 +16,7 @@ Z = np.ones((2, 3), np.float32)
 Y = np.zeros(2, np.int32)
 KEY = jax.random.key(0)
 INTEGERS = np.ones((2, 3), np.int32)
+COMPLEX = np.ones((2, 3), np.complex64)
 FLOAT_LABELS = np.zeros(2, np.float32)
 EMPTY = np.ones((2, 0), np.float32)
 
@@ -88,7 +89,7 @@ TABLE = [
     ),
     Bad(("straight_through",), {"soft": INTEGERS}, TypeError, "soft must have a floating dtype"),
     Bad(("smooth_labels",), {"targets": INTEGERS}, TypeError, "targets must have a floating dtype"),
-    Bad(("weighted_mean",), {"values": INTEGERS}, TypeError, "values must have a floating dtype"),
+    Bad(("weighted_mean",), {"values": COMPLEX}, TypeError, "values must be real numbers"),
     # lists hide their dtype
     Bad(OF_LOGITS, {"logits": [[1.0, 2.0, 3.0]]}, TypeError, "logits must be an array"),
     Bad((*LABELLED, *BINARY), {"labels": [0, 0]}, TypeError, "labels must be an array"),
