@@ -183,7 +183,7 @@ def numeric(function: str, **array: ArrayLike) -> jax.Array:
     ((name, value),) = array.items()
     converted = _array(function, name, value)
     if not any(jnp.issubdtype(converted.dtype, kind) for kind in (jnp.floating, jnp.integer, jnp.bool_)):
-        fail(TypeError, function, f"{name} must be real numbers", **{name: converted})
+        fail(TypeError, function, f"{name} must be numbers", **{name: converted})
     return converted
 
 

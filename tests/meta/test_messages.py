@@ -89,7 +89,7 @@ TABLE = [
     ),
     Bad(("straight_through",), {"soft": INTEGERS}, TypeError, "soft must have a floating dtype"),
     Bad(("smooth_labels",), {"targets": INTEGERS}, TypeError, "targets must have a floating dtype"),
-    Bad(("weighted_mean",), {"values": COMPLEX}, TypeError, "values must be real numbers"),
+    Bad(("weighted_mean",), {"values": COMPLEX}, TypeError, "values must be numbers"),
     # lists hide their dtype
     Bad(OF_LOGITS, {"logits": [[1.0, 2.0, 3.0]]}, TypeError, "logits must be an array"),
     Bad((*LABELLED, *BINARY), {"labels": [0, 0]}, TypeError, "labels must be an array"),
