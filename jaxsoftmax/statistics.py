@@ -165,8 +165,7 @@ def dense(
 #
 # Two things keep the sum exact. The labelled class is left out by a factor of arithmetic, which stays inside of the
 # fused sum. And where the label itself is the largest, every other term may lie below the smallest normal number while
-# their sum does not: there exp(d + lift) is summed, with exp(lift) the number of classes, and the lift is taken off the
-# logarithm.
+# their sum does not: so exp(d) * 2**63 is summed, and the factor is taken off.
 
 
 class _Options(NamedTuple):
@@ -213,13 +212,12 @@ def _dense_forward(
     largest = arrays.row_max(values, axes)
 
     target = arrays.centred(arrays.pick(values, labels, axis), largest, temperature)
-    lift = float(math.ceil(math.log(size)))
-    raised = jnp.where(target == 0, lift, 0.0)
     keep = arrays.not_label(labels, size, logits.ndim, axis, largest.dtype)
-    others = arrays.row_sum(jnp.exp(arrays.centred(values, largest, temperature) + raised) * keep, axes)
-    lowered = others * jnp.where(target == 0, math.exp(-lift), 1.0)
-    small = lowered < float(jnp.finfo(lowered.dtype).tiny) * 2.0**23
-    rest = jnp.where(small, scalars.safe_log(others) - raised, jnp.log(jnp.where(small, 1.0, lowered)))
+    raised = arrays.row_sum(arrays.raised_exp(arrays.centred(values, largest, temperature)) * keep, axes)
+    others = raised * 2.0**-arrays.RAISED
+    small = others < float(jnp.finfo(others.dtype).tiny) * 2.0**23
+    lowest = scalars.safe_log(raised) - arrays.RAISED * math.log(2.0)
+    rest = jnp.where(small, lowest, jnp.log(jnp.where(small, 1.0, others)))
     mean = None
     if classes is not None:
         scaled = arrays.centred(values, arrays.fresh(largest), temperature)

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jax import lax
 
 __all__ = [
+    "RAISED",
     "above_bottom",
     "below_top",
     "centred",
@@ -33,6 +34,7 @@ __all__ = [
     "present",
     "quotient",
     "quotient_slope",
+    "raised_exp",
     "row_max",
     "row_sum",
     "sum_to",
@@ -40,6 +42,8 @@ __all__ = [
 ]
 
 Axes = tuple[int, ...]
+
+RAISED = 63
 
 
 def compute_dtype(dtype: Any) -> Any:
@@ -176,6 +180,12 @@ def sum_to(x: jax.Array, shape: Sequence[int]) -> jax.Array:
     return jnp.sum(x, axis=axes, keepdims=True) if axes else x
 
 
+def raised_exp(scaled: jax.Array) -> jax.Array:
+    """exp(d) * 2**63 for d <= 0, as a square, so that terms below the smallest normal number still count in a sum."""
+    root = jnp.exp(0.5 * scaled)
+    return (root * 2.0**RAISED) * root
+
+
 def below_top(scaled: jax.Array) -> jax.Array:
     """1 for a class below the largest, 0 for the largest, in arithmetic: min(1, |d| K), a constant to differentiation.
 
@@ -201,7 +211,7 @@ def above_bottom(scaled: jax.Array) -> jax.Array:
 def excess(axes: Axes, logits: jax.Array, shift: jax.Array, temperature: jax.Array | None) -> jax.Array:
     """sum_j exp((z_j - max z) / T) - 1, exact to the last digit however small; -1 in a row without any class."""
     scaled = centred(logits, shift, temperature)
-    others = row_sum(jnp.exp(scaled) * below_top(scaled), axes)
+    others = row_sum(raised_exp(scaled) * below_top(scaled), axes) * 2.0**-RAISED
     total = row_sum(jnp.exp(centred(logits, fresh(shift), temperature)), axes)
     exact = lax.stop_gradient(others) + (total - lax.stop_gradient(total))
     return jnp.where((total < 1.5) & (total >= 0.5) & (others < 0.75), exact, total - 1.0)
