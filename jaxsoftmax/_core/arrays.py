@@ -24,7 +24,6 @@ __all__ = [
     "compute_dtype",
     "divided",
     "excess",
-    "expand",
     "fresh",
     "from_inputs",
     "inverse_temperature",
@@ -59,11 +58,6 @@ def common_dtype(a: Any, b: Any) -> Any:
 def fresh(x: jax.Array) -> jax.Array:
     """The same per-row numbers as a new value, so that a second reduction shares nothing with the first."""
     return lax.optimization_barrier(x)
-
-
-def expand(per_row: jax.Array, axes: Axes) -> jax.Array:
-    """Per-row numbers [...] with the class axes back at size 1."""
-    return jnp.expand_dims(per_row, axes)
 
 
 def row_sum(x: jax.Array, axes: Axes) -> jax.Array:
