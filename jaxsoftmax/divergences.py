@@ -196,10 +196,10 @@ class _Options(NamedTuple):
     logit_cap: float | None
 
 
-def _excess(values: jax.Array, axes: arrays.Axes, temperature: Any) -> tuple[jax.Array, jax.Array]:
+def _excess(values: jax.Array, axis: int, temperature: Any) -> tuple[jax.Array, jax.Array]:
     """m, and S - 1, which is 0 in a row without any class; a NaN stays."""
-    largest = arrays.row_max(values, axes)
-    others = arrays.excess(axes, values, largest, temperature)
+    largest = arrays.row_max(values, (axis,))
+    others = arrays.excess(values, (axis,), largest, temperature)
     return largest, jnp.where(others < 0, 0.0, others)
 
 
@@ -209,9 +209,9 @@ def _soft_scaled(options: _Options, residuals: _Residuals, shift: jax.Array) -> 
 
 def _soft_forward(options: _Options, logits: Any, targets: Any, where: Any, temperature: Any) -> Any:
     axes = (options.axis,)
-    largest, others = _excess(capped(logits, where, options.logit_cap), axes, temperature)
-    residuals = _Residuals(logits, targets, where, temperature, largest, others)
-    surprise = jnp.log1p(others) - _soft_scaled(options, residuals, residuals.shift)
+    numbers = _excess(capped(logits, where, options.logit_cap), options.axis, temperature)
+    residuals = _Residuals(logits, targets, where, temperature, *numbers)
+    surprise = jnp.log1p(residuals.others) - _soft_scaled(options, residuals, residuals.shift)
     wide = targets.astype(surprise.dtype)
     return arrays.row_sum(scalars.times(wide, surprise), axes), residuals
 
@@ -220,8 +220,7 @@ def _soft_backward(options: _Options, residuals: _Residuals, cotangent: jax.Arra
     axes = (options.axis,)
     scaled = _soft_scaled(options, residuals, residuals.shift)
     targets = residuals.targets.astype(scaled.dtype)
-    scaled_by = functools.partial(_soft_scaled, options, residuals)
-    gradient = -cotangent * log_softmax_pull(scaled_by, residuals.shift, residuals.others, targets, axes)
+    gradient = -cotangent * log_softmax_pull(scaled, residuals.others, targets, axes)
     dlogits, dtemperature = arrays.to_inputs(gradient, scaled, residuals.temperature, axes)
     if options.logit_cap is not None:
         dlogits = dlogits * cap_slope(residuals.logits, residuals.where, options.logit_cap)
@@ -270,11 +269,10 @@ def _entropy_scaled(residuals: _Residuals) -> jax.Array:
 
 
 def _entropy_forward(axis: int, logits: Any, where: Any, temperature: Any) -> Any:
-    largest, others = _excess(arrays.present(logits, where), (axis,), temperature)
-    residuals = _Residuals(logits, None, where, temperature, largest, others)
+    residuals = _Residuals(logits, None, where, temperature, *_excess(arrays.present(logits, where), axis, temperature))
     scaled = _entropy_scaled(residuals)
-    _, finite, probabilities = _distribution(scaled, others)
-    return jnp.log1p(others) - arrays.row_sum(probabilities * finite, (axis,)), residuals
+    _, finite, probabilities = _distribution(scaled, residuals.others)
+    return jnp.log1p(residuals.others) - arrays.row_sum(probabilities * finite, (axis,)), residuals
 
 
 def _distribution(scaled: jax.Array, others: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -377,8 +375,8 @@ def _kl_terms(pair: _Pair) -> jax.Array:
 
 
 def _kl_forward(axis: int, logits: Any, target_logits: Any, where: Any, temperature: Any) -> Any:
-    model = _excess(arrays.present(logits, where), (axis,), temperature)
-    target = _excess(arrays.present(target_logits, where), (axis,), temperature)
+    model = _excess(arrays.present(logits, where), axis, temperature)
+    target = _excess(arrays.present(target_logits, where), axis, temperature)
     residuals = _KLResiduals(logits, target_logits, where, temperature, *model, *target)
     return arrays.row_sum(_kl_terms(_pair(axis, residuals)), (axis,)), residuals
 

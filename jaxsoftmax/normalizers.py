@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.typing import ArrayLike
 
 from jaxsoftmax._core import arrays, checks, rules, scalars
@@ -90,8 +91,8 @@ def log_softmax(
         1 - 1e-30 just as when it is 0.3. Absent classes get -inf, and so does every class of a row without any.
 
     Gradient:
-        dzⱼ = (gⱼ - pⱼ Σₖ gₖ) / T, with 1 - p in place of the difference where p is more than half. Kept: the arguments
-        and two numbers per row. All modes, as for `softmax`.
+        dzⱼ = (gⱼ (1 - pⱼ) - pⱼ Σ_{k≠j} gₖ) / T, with 1 - p and the sum of the others each as itself, no difference.
+        Kept: the arguments and two numbers per row. All modes, as for `softmax`.
 
     Example:
         >>> import jax.numpy as jnp, jaxsoftmax
@@ -235,18 +236,20 @@ def _canonical(function: str, logits: Any, where: Any, temperature: Any, axis: A
 #                      J v = p (v - sum p v) = p ((v - c) - sum p (v - c)) for every c.
 #                      At a class j with p_j near 1, v_j - sum p v cancels; c = v_j makes the first term 0 and leaves
 #                      the sum over the others. With p_j <= 1/2 everywhere nothing cancels, and c must be 0, for the v
-#                      of a rare class may be large beside all that counts. S < 2 tells the two apart, and then the
-#                      largest class is unique.
+#                      of a rare class may be large beside all that counts. S < 2 tells the two apart. Then the
+#                      largest class is unique, and v_j is sum v u, u as in arrays.excess, but for another class so
+#                      near that both have much of the mass, where every c of their size will do.
 #   log softmax        out_j = d_j - log S, log S = log1p(S - 1) from the excess.
-#                      dd_j = g_j - p_j G, G = sum g over the present classes. For the class with p_j > 1/2 this is
-#                      g_j (S - 1) / S - p_j (G - g_j), where nothing cancels.
+#                      dd_j = g_j - p_j G, G = sum g over the present classes, as  g_j (1 - p_j) - p_j (G - g_j)  with
+#                      1 - p_j = (S - 1 + 1 - exp(d_j)) / S. G - g_j is  sum g (1 - u)  +  (sum g u - g_j),  u as in
+#                      arrays.excess: at a largest class alone at the top the second term is exactly 0.
 #                      Tangent: v_j - sum p v, centred by c as above.
 #   log-sum-exp        out = m / T + log S, and d out/dd_j = p_j; the m / T adds -m / T^2 to d out/dT.
 #   smooth maximum     out = m + T log S, d out/dz_j = p_j, d out/dT = log S - sum p d = H(p).
 
 
 class _Residuals(NamedTuple):
-    """The arguments, and per row: m, and S (for log softmax S - 1)."""
+    """The arguments, and per row: m, and S (for log softmax and the smooth maximum S - 1)."""
 
     logits: jax.Array
     where: jax.Array | None
@@ -261,36 +264,30 @@ class _Residuals(NamedTuple):
 
 def softmax_probabilities(scaled: jax.Array, total: jax.Array) -> jax.Array:
     """p = exp(d) / S, and 0 in a row without any class."""
-    return jnp.exp(scaled) / jnp.where(total == 0, 1.0, total)
-
-
-def _sums(axes: arrays.Axes, logits: Any, where: Any, temperature: Any) -> _Residuals:
-    values = arrays.present(logits, where)
-    shift = arrays.row_max(values, axes)
-    total = arrays.row_sum(jnp.exp(arrays.centred(values, shift, temperature)), axes)
-    return _Residuals(logits, where, temperature, shift, total)
-
-
-def _centre(scaled: jax.Array, total: jax.Array, vector: jax.Array, axes: arrays.Axes) -> jax.Array:
-    """c: the vector at the largest class where that class has more than half of the mass, else 0."""
-    at_top = arrays.row_sum(vector * (1.0 - arrays.below_top(scaled)), axes)
-    return jnp.where(total < 2, at_top, 0.0)
+    return jnp.exp(scaled) * arrays.reciprocal(total)
 
 
 def softmax_jacobian(
     scaled_by: Scaled, shift: jax.Array, total: jax.Array, vector: jax.Array, axes: arrays.Axes
 ) -> jax.Array:
     """J v = p ((v - c) - sum p (v - c))."""
-    centre = _centre(scaled_by(arrays.fresh(shift)), total, vector, axes)
-    mass = jnp.where(total == 0, 1.0, total)
-    mean = arrays.row_sum(jnp.exp(scaled_by(shift)) * (vector - centre), axes) / mass
-    probabilities = softmax_probabilities(scaled_by(arrays.fresh(shift)), total)
-    return probabilities * ((vector - arrays.fresh(centre)) - mean)
+    centre = centre_of(scaled_by(arrays.fresh(shift)), total, vector, axes)
+    mean = arrays.row_sum(jnp.exp(scaled_by(shift)) * (vector - centre), axes) * arrays.reciprocal(total)
+    return softmax_probabilities(scaled_by(arrays.fresh(shift)), total) * ((vector - arrays.fresh(centre)) - mean)
+
+
+def centre_of(scaled: jax.Array, total: jax.Array, vector: jax.Array, axes: arrays.Axes) -> jax.Array:
+    """c = sum v u: the vector at the largest class where that class has more than half of the mass, else 0."""
+    dominant = jnp.minimum(jnp.maximum((2.0 - lax.stop_gradient(total)) * 2.0**40, 0.0), 1.0)
+    return arrays.row_sum(vector * arrays.near_top(scaled), axes) * dominant
 
 
 def _softmax_forward(axes: arrays.Axes, logits: Any, where: Any, temperature: Any) -> Any:
-    residuals = _sums(axes, logits, where, temperature)
-    return softmax_probabilities(residuals.scaled(residuals.shift), residuals.total).astype(logits.dtype), residuals
+    values = arrays.present(logits, where)
+    shift = arrays.row_max(values, axes)
+    total = arrays.row_sum(jnp.exp(arrays.centred(values, shift, temperature)), axes)
+    residuals = _Residuals(logits, where, temperature, shift, total)
+    return softmax_probabilities(residuals.scaled(shift), total).astype(logits.dtype), residuals
 
 
 def _softmax_backward(axes: arrays.Axes, residuals: _Residuals, cotangent: jax.Array) -> Any:
@@ -313,40 +310,32 @@ _softmax = rules.operation(_softmax_forward, _softmax_backward, _softmax_tangent
 def _log_softmax_forward(axes: arrays.Axes, logits: Any, where: Any, temperature: Any) -> Any:
     values = arrays.present(logits, where)
     shift = arrays.row_max(values, axes)
-    others = arrays.excess(axes, values, shift, temperature)
-    others = jnp.abs(others)  # a row without any class has -1
-    out = arrays.centred(values, arrays.fresh(shift), temperature) - jnp.log1p(others)
+    others = jnp.abs(arrays.excess(values, axes, shift, temperature))  # a row without any class has -1
+    out = arrays.centred(values, shift, temperature) - jnp.log1p(others)
     return out.astype(logits.dtype), _Residuals(logits, where, temperature, shift, others)
 
 
-def log_softmax_pull(
-    scaled_by: Scaled, shift: jax.Array, others: jax.Array, cotangent: jax.Array, axes: arrays.Axes
-) -> jax.Array:
+def log_softmax_pull(scaled: jax.Array, others: jax.Array, cotangent: jax.Array, axes: arrays.Axes) -> jax.Array:
     """The gradient by d of sum_j g_j log p_j, with `others` the excess S - 1."""
-    scaled, again = scaled_by(shift), scaled_by(arrays.fresh(shift))
-    total = 1.0 + others
-    whole = arrays.row_sum(cotangent * arrays.above_bottom(again), axes)
-    rest = arrays.row_sum(cotangent * arrays.above_bottom(scaled) * arrays.below_top(scaled), axes)
-    terms = jnp.exp(scaled)
-    # 1 - terms is 0 at the top in value; as a function it makes S - exp(d) of S - 1 there.
-    at_top = (cotangent * (others + (1.0 - terms)) - terms * rest) / total
-    # Where the sums do not agree on the largest class (see arrays.excess), the plain form is right to rounding.
-    agreed = jnp.abs(rest - (whole - cotangent)) < 0.5 * jnp.abs(cotangent)
-    gradient = jnp.where((scaled == 0) & (total < 2) & agreed, at_top, cotangent - terms / total * whole)
-    return jnp.where(jnp.isneginf(scaled), 0.0 * total, gradient)  # a broken row is NaN there too
+    terms, top = jnp.exp(scaled), arrays.near_top(scaled)
+    cotangent = cotangent * arrays.above_bottom(scaled)
+    below = arrays.row_sum(cotangent * (1.0 - top), axes)
+    above = arrays.row_sum(cotangent * top, axes)
+    gradient = cotangent * (others + (1.0 - terms)) - terms * (below + (above - cotangent))
+    return gradient * (1.0 / (1.0 + others))
 
 
 def log_softmax_push(scaled: jax.Array, others: jax.Array, vector: jax.Array, axes: arrays.Axes) -> jax.Array:
-    """The tangent of log p along the tangent v of d, with `others` the excess S - 1."""
+    """The tangent of log p along the tangent v of d, centred as in `softmax_jacobian`."""
     total = 1.0 + others
-    vector = vector - _centre(scaled, total, vector, axes)
+    vector = vector - centre_of(scaled, total, vector, axes)
     tangent = vector - arrays.row_sum(softmax_probabilities(scaled, total) * vector, axes)
     return jnp.where(jnp.isneginf(scaled), 0.0 * total, tangent)
 
 
 def _log_softmax_backward(axes: arrays.Axes, residuals: _Residuals, cotangent: jax.Array) -> Any:
     shift, scaled = residuals.shift, residuals.scaled(residuals.shift)
-    gradient = log_softmax_pull(residuals.scaled, shift, residuals.total, cotangent.astype(shift.dtype), axes)
+    gradient = log_softmax_pull(scaled, residuals.total, cotangent.astype(shift.dtype), axes)
     dlogits, dtemperature = arrays.to_inputs(gradient, scaled, residuals.temperature, axes)
     return dlogits.astype(residuals.logits.dtype), None, dtemperature
 
@@ -439,14 +428,15 @@ _logsumexp = rules.operation(_logsumexp_forward, _logsumexp_backward, _logsumexp
 def _smooth_max_forward(axes: arrays.Axes, logits: Any, where: Any, temperature: Any) -> Any:
     values = arrays.present(logits, where)
     shift = arrays.row_max(values, axes)
-    others = arrays.excess(axes, values, shift, temperature)
-    out = jnp.where(others < 0, -jnp.inf, shift + temperature * jnp.log1p(jnp.where(others < 0, 0.0, others)))
+    others = arrays.excess(values, axes, shift, temperature)
+    empty = others < -0.5
+    out = jnp.where(empty, -jnp.inf, shift + temperature * jnp.log1p(jnp.where(empty, 0.0, others)))
     return out.astype(logits.dtype), _Residuals(logits, where, temperature, shift, others)
 
 
 def _smooth_max_slopes(axes: arrays.Axes, residuals: _Residuals) -> tuple[jax.Array, jax.Array]:
     """p, and H(p) = log1p(S - 1) - sum p d, in nats; 0 in a row without any class."""
-    others = jnp.where(residuals.total < 0, 0.0, residuals.total)
+    others = jnp.where(residuals.total < -0.5, 0.0, residuals.total)
     scaled = residuals.scaled(residuals.shift)
     probabilities = jnp.exp(scaled) / (1.0 + others)
     finite = jnp.where(jnp.isneginf(scaled), 0.0, scaled)

@@ -163,9 +163,8 @@ def dense(
 #     shift = m / T                       d shift = -(m / T^2) dT
 # and dd_j = (dz_j - d_j dT) / T; with a cap, dz_j = (1 - tanh^2(logit / cap)) dlogit_j.
 #
-# Two things keep the sum exact. The labelled class is left out by a factor of arithmetic, which stays inside of the
-# fused sum. And where the label itself is the largest, every other term may lie below the smallest normal number while
-# their sum does not: so exp(d) * 2**63 is summed, and the factor is taken off.
+# The labelled class is left out of the sum by a factor of arithmetic, which stays inside of the fused sum. The backward
+# pass uses the very same exponentials, exp(d), so that within one program the compiler computes them once.
 
 
 class _Options(NamedTuple):
@@ -175,7 +174,7 @@ class _Options(NamedTuple):
 
 
 class _Residuals(NamedTuple):
-    """The arguments, and per row: m, target and rest (classes is an argument too)."""
+    """The arguments, and per row: m, target and exp(rest) (classes is an argument too)."""
 
     logits: jax.Array
     labels: jax.Array
@@ -184,7 +183,7 @@ class _Residuals(NamedTuple):
     temperature: jax.Array | None
     largest: jax.Array
     target: jax.Array
-    rest: jax.Array
+    others: jax.Array
 
 
 def capped(logits: jax.Array, where: jax.Array | None, cap: float | None) -> jax.Array:
@@ -213,19 +212,15 @@ def _dense_forward(
 
     target = arrays.centred(arrays.pick(values, labels, axis), largest, temperature)
     keep = arrays.not_label(labels, size, logits.ndim, axis, largest.dtype)
-    raised = arrays.row_sum(arrays.raised_exp(arrays.centred(values, largest, temperature)) * keep, axes)
-    others = raised * 2.0**-arrays.RAISED
-    small = others < float(jnp.finfo(others.dtype).tiny) * 2.0**23
-    lowest = scalars.safe_log(raised) - arrays.RAISED * math.log(2.0)
-    rest = jnp.where(small, lowest, jnp.log(jnp.where(small, 1.0, others)))
+    others = arrays.row_sum(jnp.exp(arrays.centred(values, largest, temperature)) * keep, axes)
     mean = None
     if classes is not None:
         scaled = arrays.centred(values, arrays.fresh(largest), temperature)
         mean = arrays.row_sum(jnp.where(jnp.isneginf(scaled), 0.0, scaled), axes) / jnp.maximum(classes, 1.0)
 
     target = jnp.where((labels >= 0) & (labels < size), target, jnp.nan)
-    residuals = _Residuals(logits, labels, where, classes, temperature, largest, target, rest)
-    out: Any = (target, rest, mean, arrays.quotient(largest, temperature))
+    residuals = _Residuals(logits, labels, where, classes, temperature, largest, target, others)
+    out: Any = (target, scalars.safe_log(others), mean, arrays.quotient(largest, temperature))
     if options.ignore_label is not None:
         ignored = labels == options.ignore_label
         certain = (0.0, -jnp.inf, 0.0, 0.0)
@@ -233,10 +228,11 @@ def _dense_forward(
     return out, residuals
 
 
-def _weights(residuals: _Residuals, scaled: jax.Array, label: jax.Array) -> jax.Array:
-    """w: the share of each other class in the rest, 0 at the label."""
-    rest = jnp.where(jnp.isneginf(residuals.rest), 0.0, residuals.rest)
-    return jnp.exp(jnp.where(label, -jnp.inf, scaled - rest))
+def _over_others(x: jax.Array, others: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """x / others in two factors, neither of which overflows where others is tiny; 0 where it is 0."""
+    raised = jnp.where(others < 2.0**-64, 2.0**64, 1.0)
+    quotient = x / jnp.where(others == 0, 1.0, others * raised)
+    return raised, jnp.where(others == 0, 0.0 * x, quotient)
 
 
 def _dense_backward(options: _Options, residuals: _Residuals, cotangents: Any) -> Any:
@@ -247,7 +243,8 @@ def _dense_backward(options: _Options, residuals: _Residuals, cotangents: Any) -
     label = arrays.is_label(labels, logits.shape, options.axis)
     # Absent, the labelled class takes nothing; but in a row broken by inf or NaN it is NaN like the others.
     by_target = jnp.where(jnp.isneginf(residuals.target), 0.0 * by_rest, by_target)
-    gradient = jnp.where(label, by_target, by_rest * _weights(residuals, scaled, label))
+    raised, slope = _over_others(by_rest, residuals.others)
+    gradient = jnp.where(label, by_target, jnp.exp(scaled) * raised * slope)
     if classes is not None:
         gradient = gradient + jnp.where(jnp.isneginf(scaled), 0.0, by_mean / jnp.maximum(classes, 1.0))
     if options.ignore_label is not None:
@@ -271,7 +268,8 @@ def _dense_tangent(options: _Options, residuals: _Residuals, tangents: Any) -> A
     vector = arrays.from_inputs(vector, tangents[4], scaled, temperature)
     label = arrays.is_label(labels, logits.shape, options.axis)
     target = arrays.row_sum(jnp.where(label, vector, 0.0), axes)
-    rest = arrays.row_sum(_weights(residuals, scaled, label) * vector, axes)
+    raised, slope = _over_others(jnp.ones_like(residuals.others), residuals.others)
+    rest = arrays.row_sum(jnp.where(label, 0.0, jnp.exp(scaled) * raised * slope * vector), axes)
     mean = None if classes is None else arrays.row_sum(vector, axes) / jnp.maximum(classes, 1.0)
     shift = jnp.zeros_like(rest)
     if temperature is not None:

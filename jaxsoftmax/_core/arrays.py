@@ -16,9 +16,7 @@ import jax.numpy as jnp
 from jax import lax
 
 __all__ = [
-    "RAISED",
     "above_bottom",
-    "below_top",
     "centred",
     "common_dtype",
     "compute_dtype",
@@ -28,12 +26,13 @@ __all__ = [
     "from_inputs",
     "inverse_temperature",
     "is_label",
+    "near_top",
     "not_label",
     "pick",
     "present",
     "quotient",
     "quotient_slope",
-    "raised_exp",
+    "reciprocal",
     "row_max",
     "row_sum",
     "sum_to",
@@ -41,8 +40,6 @@ __all__ = [
 ]
 
 Axes = tuple[int, ...]
-
-RAISED = 63
 
 
 def compute_dtype(dtype: Any) -> Any:
@@ -174,41 +171,39 @@ def sum_to(x: jax.Array, shape: Sequence[int]) -> jax.Array:
     return jnp.sum(x, axis=axes, keepdims=True) if axes else x
 
 
-def raised_exp(scaled: jax.Array) -> jax.Array:
-    """exp(d) * 2**63 for d <= 0, as a square, so that terms below the smallest normal number still count in a sum."""
-    root = jnp.exp(0.5 * scaled)
-    return (root * 2.0**RAISED) * root
-
-
-def below_top(scaled: jax.Array) -> jax.Array:
-    """1 for a class below the largest, 0 for the largest, in arithmetic: min(1, |d| K), a constant to differentiation.
-
-    K is so large that |d| K is at least 1 for every d < 0 but those that are 0 to exp.
-    """
-    return jnp.minimum(jnp.abs(lax.stop_gradient(scaled)) * 2.0**120, 1.0)
-
-
 def above_bottom(scaled: jax.Array) -> jax.Array:
     """1 for a present class, 0 for an absent one (d = -inf), in arithmetic."""
     return jnp.minimum(jnp.maximum(lax.stop_gradient(scaled) + float(jnp.finfo(scaled.dtype).max), 0.0), 1.0)
 
 
+def near_top(scaled: jax.Array) -> jax.Array:
+    """1 for the largest class, falling to 0 for those that are 1/8 or more below, from d = (z - max z) / T.
+
+    A constant to differentiation: it is only ever added here and taken off there.
+    """
+    return jnp.maximum(1.0 + 8.0 * lax.stop_gradient(scaled), 0.0)
+
+
+def reciprocal(total: jax.Array) -> jax.Array:
+    """1 / S for S >= 1, and finite for the S = 0 of a row without any class, without a select."""
+    return 1.0 / (total + float(jnp.finfo(total.dtype).tiny))
+
+
 # The sum of the other exponentials.
 #
 # With d_j = (z_j - max z) / T, S = sum_j exp(d_j) is at least 1, and log S loses the digits of the others as S nears 1.
-# What is kept is the excess S - 1. Where S < 3/2 the largest class is unique, and the excess is the sum of exp(d) over
-# d < 0, told apart by below_top in arithmetic; elsewhere S - 1 loses nothing. The compiler may compute the logits anew
-# for each sum, and then the largest class is not 0 below itself everywhere: a sum of the others that holds it is at
-# least 1, and is not used. As a function the excess is S - 1, to every order of differentiation, also by plain rules.
+# What is kept is the excess S - 1. With u = near_top(d) it is  sum_j (exp(d_j) - u_j)  +  (sum_j u_j - 1),  whatever u
+# is. A largest class alone at the top has exp(d) - u = 0, and the sum of u is 1, exactly: what is left are the others,
+# to the last digit. Where others are near, or tied, S - 1 is of the order of 1 and nothing is lost. There is nothing to
+# choose or to compare here, so both sums stay fused; and where the compiler computes the logits anew for one of them
+# and rounds them differently, the excess is as exact as the plain S - 1, and no worse.
 
 
-def excess(axes: Axes, logits: jax.Array, shift: jax.Array, temperature: jax.Array | None) -> jax.Array:
+def excess(logits: jax.Array, axes: Axes, shift: jax.Array, temperature: jax.Array | None) -> jax.Array:
     """sum_j exp((z_j - max z) / T) - 1, exact to the last digit however small; -1 in a row without any class."""
     scaled = centred(logits, shift, temperature)
-    others = row_sum(raised_exp(scaled) * below_top(scaled), axes) * 2.0**-RAISED
-    total = row_sum(jnp.exp(centred(logits, fresh(shift), temperature)), axes)
-    exact = lax.stop_gradient(others) + (total - lax.stop_gradient(total))
-    return jnp.where((total < 1.5) & (total >= 0.5) & (others < 0.75), exact, total - 1.0)
+    top = near_top(scaled)
+    return row_sum(jnp.exp(scaled) - top, axes) + (row_sum(top, axes) - 1.0)
 
 
 def is_label(labels: jax.Array, shape: Sequence[int], axis: int) -> jax.Array:

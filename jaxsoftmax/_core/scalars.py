@@ -9,25 +9,25 @@ import jax.numpy as jnp
 __all__ = ["log_add", "log_odds", "safe_log", "sigmoid", "softplus", "times"]
 
 
-def _halves(x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Whether x > 0, x where it is and 0 elsewhere, x where it is not and 0 elsewhere.
+def _folded(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Whether x > 0, and exp(-|x|).
 
-    Forms by max and |x| have no second derivative at 0, where untrained logits start; these have one on either side.
+    Forms by max and |x| have no second derivative at 0, where untrained logits start; this has one on either side.
     """
     positive = x > 0
-    return positive, jnp.where(positive, x, 0.0), jnp.where(positive, 0.0, x)
+    return positive, jnp.exp(jnp.where(positive, -x, x))
 
 
 def softplus(x: jax.Array) -> jax.Array:
     """log(1 + exp(x)), as x + log1p(exp(-x)) for x > 0 and log1p(exp(x)) elsewhere."""
-    positive, above, below = _halves(x)
-    return jnp.where(positive, above + jnp.log1p(jnp.exp(-above)), jnp.log1p(jnp.exp(below)))
+    positive, decay = _folded(x)
+    return jnp.where(positive, x, 0.0) + jnp.log1p(decay)
 
 
 def sigmoid(x: jax.Array) -> jax.Array:
     """1 / (1 + exp(-x)) for x > 0 and exp(x) / (1 + exp(x)) elsewhere; no form by tanh, which loses the tail."""
-    positive, above, below = _halves(x)
-    return jnp.where(positive, 1.0 / (1.0 + jnp.exp(-above)), jnp.exp(below) / (1.0 + jnp.exp(below)))
+    positive, decay = _folded(x)
+    return jnp.where(positive, 1.0, decay) / (1.0 + decay)
 
 
 def log_odds(target: jax.Array, rest: jax.Array) -> jax.Array:
@@ -50,5 +50,5 @@ def log_add(a: jax.Array, b: jax.Array) -> jax.Array:
     """log(exp(a) + exp(b)); -inf where both are, with derivative 0."""
     nothing = jnp.isneginf(a) & jnp.isneginf(b)
     difference = jnp.where(nothing, 0.0, a) - jnp.where(nothing, 0.0, b)
-    positive, above, below = _halves(difference)
-    return jnp.where(positive, a + jnp.log1p(jnp.exp(-above)), b + jnp.log1p(jnp.exp(below)))
+    positive, decay = _folded(difference)
+    return jnp.where(positive, a, b) + jnp.log1p(decay)
