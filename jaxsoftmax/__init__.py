@@ -5,6 +5,9 @@ from jaxsoftmax._core.rules import forward_mode
 from jaxsoftmax.binary_losses import binary_cross_entropy, sigmoid_focal_loss
 from jaxsoftmax.divergences import entropy, kl_divergence, soft_cross_entropy
 from jaxsoftmax.hinges import hinge_loss
+from jaxsoftmax.linear import linear_cross_entropy, linear_loss, linear_statistics
+from jaxsoftmax.linear_distributions import linear_entropy, linear_kl_divergence, linear_log_probs
+from jaxsoftmax.linear_ranks import TopClasses, linear_accuracy, linear_top_k
 from jaxsoftmax.losses import cross_entropy, focal_loss, poly_loss, smooth_labels, weighted_mean
 from jaxsoftmax.normalizers import log_softmax, logsumexp, smooth_max, softmax
 from jaxsoftmax.relaxations import gumbel_softmax, straight_through
@@ -14,6 +17,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "RowStatistics",
+    "TopClasses",
     "binary_cross_entropy",
     "cross_entropy",
     "entropy",
@@ -22,6 +26,14 @@ __all__ = [
     "gumbel_softmax",
     "hinge_loss",
     "kl_divergence",
+    "linear_accuracy",
+    "linear_cross_entropy",
+    "linear_entropy",
+    "linear_kl_divergence",
+    "linear_log_probs",
+    "linear_loss",
+    "linear_statistics",
+    "linear_top_k",
     "log_softmax",
     "logsumexp",
     "objectives",

@@ -180,7 +180,7 @@ _jit = functools.partial(jax.jit, inline=True)
 #                        For close logits D = log1p(sum q expm1(a)) has the relative precision of a; else D = L_z - L_w.
 
 
-class _Residuals(NamedTuple):
+class DivergenceResiduals(NamedTuple):
     """The arguments, and per row: m and S - 1."""
 
     logits: jax.Array
@@ -203,20 +203,20 @@ def _excess(values: jax.Array, axis: int, temperature: Any) -> tuple[jax.Array, 
     return largest, jnp.where(others < 0, 0.0, others)
 
 
-def _soft_scaled(options: _Options, residuals: _Residuals, shift: jax.Array) -> jax.Array:
+def _soft_scaled(options: _Options, residuals: DivergenceResiduals, shift: jax.Array) -> jax.Array:
     return arrays.centred(capped(residuals.logits, residuals.where, options.logit_cap), shift, residuals.temperature)
 
 
 def _soft_forward(options: _Options, logits: Any, targets: Any, where: Any, temperature: Any) -> Any:
     axes = (options.axis,)
     numbers = _excess(capped(logits, where, options.logit_cap), options.axis, temperature)
-    residuals = _Residuals(logits, targets, where, temperature, *numbers)
+    residuals = DivergenceResiduals(logits, targets, where, temperature, *numbers)
     surprise = jnp.log1p(residuals.others) - _soft_scaled(options, residuals, residuals.shift)
     wide = targets.astype(surprise.dtype)
     return arrays.row_sum(scalars.times(wide, surprise), axes), residuals
 
 
-def _soft_backward(options: _Options, residuals: _Residuals, cotangent: jax.Array) -> Any:
+def _soft_backward(options: _Options, residuals: DivergenceResiduals, cotangent: jax.Array) -> Any:
     axes = (options.axis,)
     scaled = _soft_scaled(options, residuals, residuals.shift)
     targets = residuals.targets.astype(scaled.dtype)
@@ -229,7 +229,7 @@ def _soft_backward(options: _Options, residuals: _Residuals, cotangent: jax.Arra
     return dlogits.astype(residuals.logits.dtype), dtargets, None, dtemperature
 
 
-def _soft_tangent(options: _Options, residuals: _Residuals, tangents: Any) -> jax.Array:
+def _soft_tangent(options: _Options, residuals: DivergenceResiduals, tangents: Any) -> jax.Array:
     axes = (options.axis,)
     scaled = _soft_scaled(options, residuals, residuals.shift)
     vector = tangents[0].astype(scaled.dtype)
@@ -264,12 +264,14 @@ def _common(function: str, logits: jax.Array, where: Any, temperature: Any, axis
     return axis, where, checks.per_row(function, "temperature", temperature, logits, (axis,))
 
 
-def _entropy_scaled(residuals: _Residuals) -> jax.Array:
+def _entropy_scaled(residuals: DivergenceResiduals) -> jax.Array:
     return arrays.centred(arrays.present(residuals.logits, residuals.where), residuals.shift, residuals.temperature)
 
 
-def _entropy_forward(axis: int, logits: Any, where: Any, temperature: Any) -> Any:
-    residuals = _Residuals(logits, None, where, temperature, *_excess(arrays.present(logits, where), axis, temperature))
+def entropy_forward(axis: int, logits: Any, where: Any, temperature: Any) -> Any:
+    residuals = DivergenceResiduals(
+        logits, None, where, temperature, *_excess(arrays.present(logits, where), axis, temperature)
+    )
     scaled = _entropy_scaled(residuals)
     _, finite, probabilities = _distribution(scaled, residuals.others)
     return jnp.log1p(residuals.others) - arrays.row_sum(probabilities * finite, (axis,)), residuals
@@ -287,20 +289,20 @@ def _entropy_slopes(axis: int, scaled: jax.Array, others: jax.Array) -> jax.Arra
     return probabilities * (arrays.row_sum(probabilities * finite, (axis,)) - finite)
 
 
-def _entropy_backward(axis: int, residuals: _Residuals, cotangent: jax.Array) -> Any:
+def entropy_backward(axis: int, residuals: DivergenceResiduals, cotangent: jax.Array) -> Any:
     scaled = _entropy_scaled(residuals)
     gradient = cotangent * _entropy_slopes(axis, scaled, residuals.others)
     dlogits, dtemperature = arrays.to_inputs(gradient, scaled, residuals.temperature, (axis,))
     return dlogits.astype(residuals.logits.dtype), None, dtemperature
 
 
-def _entropy_tangent(axis: int, residuals: _Residuals, tangents: Any) -> jax.Array:
+def entropy_tangent(axis: int, residuals: DivergenceResiduals, tangents: Any) -> jax.Array:
     scaled = _entropy_scaled(residuals)
     vector = arrays.from_inputs(tangents[0], tangents[2], scaled, residuals.temperature)
     return arrays.row_sum(_entropy_slopes(axis, scaled, residuals.others) * vector, (axis,))
 
 
-_entropy = rules.operation(_entropy_forward, _entropy_backward, _entropy_tangent)
+_entropy = rules.operation(entropy_forward, entropy_backward, entropy_tangent)
 
 
 @functools.partial(_jit, static_argnames=("axis", "base"))
@@ -311,7 +313,7 @@ def _entropy_call(logits: Any, where: Any, temperature: Any, *, axis: int, base:
     return nats if base is None else nats / math.log(base)
 
 
-class _KLResiduals(NamedTuple):
+class KLResiduals(NamedTuple):
     """The arguments, and per row: m and S - 1 of the model and of the target."""
 
     logits: jax.Array
@@ -336,7 +338,7 @@ class _Pair(NamedTuple):
     delta: jax.Array
 
 
-def _pair(axis: int, residuals: _KLResiduals) -> _Pair:
+def _pair(axis: int, residuals: KLResiduals) -> _Pair:
     logits, target_logits, where, temperature, largest, others, target_largest, target_others = residuals
     values, target_values = arrays.present(logits, where), arrays.present(target_logits, where)
     model = arrays.centred(values, largest, temperature)
@@ -374,10 +376,10 @@ def _kl_terms(pair: _Pair) -> jax.Array:
     return jnp.where(pair.target_absent, pair.p, costly)
 
 
-def _kl_forward(axis: int, logits: Any, target_logits: Any, where: Any, temperature: Any) -> Any:
+def kl_forward(axis: int, logits: Any, target_logits: Any, where: Any, temperature: Any) -> Any:
     model = _excess(arrays.present(logits, where), axis, temperature)
     target = _excess(arrays.present(target_logits, where), axis, temperature)
-    residuals = _KLResiduals(logits, target_logits, where, temperature, *model, *target)
+    residuals = KLResiduals(logits, target_logits, where, temperature, *model, *target)
     return arrays.row_sum(_kl_terms(_pair(axis, residuals)), (axis,)), residuals
 
 
@@ -393,7 +395,7 @@ def _kl_slopes(axis: int, pair: _Pair) -> tuple[jax.Array, jax.Array]:
     return by_model, jnp.where(pair.model_absent, 0.0, by_target) + broken
 
 
-def _kl_backward(axis: int, residuals: _KLResiduals, cotangent: jax.Array) -> Any:
+def kl_backward(axis: int, residuals: KLResiduals, cotangent: jax.Array) -> Any:
     pair = _pair(axis, residuals)
     by_model, by_target = _kl_slopes(axis, pair)
     temperature = residuals.temperature
@@ -404,7 +406,7 @@ def _kl_backward(axis: int, residuals: _KLResiduals, cotangent: jax.Array) -> An
     return dlogits.astype(logits.dtype), dtargets.astype(target_logits.dtype), None, dtemperature
 
 
-def _kl_tangent(axis: int, residuals: _KLResiduals, tangents: Any) -> jax.Array:
+def kl_tangent(axis: int, residuals: KLResiduals, tangents: Any) -> jax.Array:
     pair = _pair(axis, residuals)
     by_model, by_target = _kl_slopes(axis, pair)
     model = arrays.from_inputs(tangents[0], tangents[3], pair.model, residuals.temperature)
@@ -412,7 +414,7 @@ def _kl_tangent(axis: int, residuals: _KLResiduals, tangents: Any) -> jax.Array:
     return arrays.row_sum(by_model * model + by_target * target, (axis,))
 
 
-_kl = rules.operation(_kl_forward, _kl_backward, _kl_tangent)
+_kl = rules.operation(kl_forward, kl_backward, kl_tangent)
 
 
 @functools.partial(_jit, static_argnames="axis")

@@ -149,7 +149,7 @@ def dense(
     if mean:
         classes = arrays.row_sum(~jnp.isneginf(arrays.present(logits, where)), (axis,)).astype(jnp.float32)
         classes = classes.astype(arrays.compute_dtype(logits.dtype))
-    options = _Options(axis, None if logit_cap is None else float(logit_cap), ignore_label)
+    options = DenseOptions(axis, None if logit_cap is None else float(logit_cap), ignore_label)
     out: Any = _dense(options, logits, labels, where, classes, temperature)
     return jax.tree.map(lambda x: jnp.squeeze(x, axis), RowStatistics._make((*out, classes)))
 
@@ -167,13 +167,15 @@ def dense(
 # pass uses the very same exponentials, exp(d), so that within one program the compiler computes them once.
 
 
-class _Options(NamedTuple):
+class DenseOptions(NamedTuple):
+    """What is fixed when a program is traced."""
+
     axis: int
     logit_cap: float | None
     ignore_label: int | None
 
 
-class _Residuals(NamedTuple):
+class DenseResiduals(NamedTuple):
     """The arguments, and per row: m, target and exp(rest) (classes is an argument too)."""
 
     logits: jax.Array
@@ -202,9 +204,9 @@ def cap_slope(logits: jax.Array, where: jax.Array | None, cap: float) -> jax.Arr
     return 4.0 * decay / jnp.square(1.0 + decay)
 
 
-def _dense_forward(
-    options: _Options, logits: Any, labels: Any, where: Any, classes: Any, temperature: Any
-) -> tuple[Any, _Residuals]:
+def dense_forward(
+    options: DenseOptions, logits: Any, labels: Any, where: Any, classes: Any, temperature: Any
+) -> tuple[Any, DenseResiduals]:
     axis, axes = options.axis, (options.axis,)
     size = logits.shape[axis]
     values = capped(logits, where, options.logit_cap)
@@ -219,7 +221,7 @@ def _dense_forward(
         mean = arrays.row_sum(jnp.where(jnp.isneginf(scaled), 0.0, scaled), axes) / jnp.maximum(classes, 1.0)
 
     target = jnp.where((labels >= 0) & (labels < size), target, jnp.nan)
-    residuals = _Residuals(logits, labels, where, classes, temperature, largest, target, others)
+    residuals = DenseResiduals(logits, labels, where, classes, temperature, largest, target, others)
     out: Any = (target, scalars.safe_log(others), mean, arrays.quotient(largest, temperature))
     if options.ignore_label is not None:
         ignored = labels == options.ignore_label
@@ -235,7 +237,7 @@ def _over_others(x: jax.Array, others: jax.Array) -> tuple[jax.Array, jax.Array]
     return raised, jnp.where(others == 0, 0.0 * x, quotient)
 
 
-def _dense_backward(options: _Options, residuals: _Residuals, cotangents: Any) -> Any:
+def dense_backward(options: DenseOptions, residuals: DenseResiduals, cotangents: Any) -> Any:
     logits, labels, where, classes, temperature, largest, *_ = residuals
     axes = (options.axis,)
     by_target, by_rest, by_mean, by_shift = cotangents
@@ -258,7 +260,7 @@ def _dense_backward(options: _Options, residuals: _Residuals, cotangents: Any) -
     return dlogits.astype(logits.dtype), None, None, None, dtemperature
 
 
-def _dense_tangent(options: _Options, residuals: _Residuals, tangents: Any) -> Any:
+def dense_tangent(options: DenseOptions, residuals: DenseResiduals, tangents: Any) -> Any:
     logits, labels, where, classes, temperature, largest, *_ = residuals
     axes = (options.axis,)
     scaled = arrays.centred(capped(logits, where, options.logit_cap), largest, temperature)
@@ -281,4 +283,4 @@ def _dense_tangent(options: _Options, residuals: _Residuals, tangents: Any) -> A
     return out
 
 
-_dense = rules.operation(_dense_forward, _dense_backward, _dense_tangent)
+_dense = rules.operation(dense_forward, dense_backward, dense_tangent)

@@ -1,13 +1,16 @@
 """Every example runs at its small size, prints sensible numbers, warns of nothing, and writes its pictures."""
 
 import importlib.util
+import json
 import math
 import os
 import re
+import signal
 import struct
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import jax
 import pytest
@@ -22,10 +25,11 @@ def needs(*modules: str) -> pytest.MarkDecorator:
     return pytest.mark.skipif(bool(missing), reason=f"not installed: {', '.join(missing)}")
 
 
-def run(script: str, *arguments: str) -> str:
-    """Run an example as its readers do, on one CPU device, and return what it prints."""
+def invocation(script: str, *arguments: str) -> dict[str, Any]:
+    """What `subprocess` needs to run an example as its readers do, on one CPU device."""
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
+        "PYTHONUNBUFFERED": "1",
         "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
         # Another process may be writing the same entry of the compilation cache.
         "PYTHONWARNINGS": ",".join(
@@ -38,7 +42,12 @@ def run(script: str, *arguments: str) -> str:
     if jax.config.jax_compilation_cache_dir:
         environment["JAX_COMPILATION_CACHE_DIR"] = jax.config.jax_compilation_cache_dir
     command = [sys.executable, str(ROOT / "examples" / script), "--small", *arguments]
-    finished = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    return {"args": command, "env": environment, "text": True}
+
+
+def run(script: str, *arguments: str) -> str:
+    """Run an example to its end, and return what it prints."""
+    finished = subprocess.run(**invocation(script, *arguments), capture_output=True, timeout=300, check=False)
     assert finished.returncode == 0, finished.stderr
     assert "Warning" not in finished.stderr, finished.stderr
     return finished.stdout
@@ -109,3 +118,49 @@ def test_framework(framework: str) -> None:
     for *_, train_accuracy, train_nll, accuracy, nll in table.values():
         assert min(train_accuracy, accuracy) > 0.7
         assert max(train_nll, nll) < math.log(10)
+
+
+@needs("matplotlib", "optax", "orbax", "tokenizers", "tqdm")
+def test_language_model(tmp_path: Path) -> None:
+    """A run that is killed and started again ends with the numbers of an undisturbed one, to the last bit."""
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+
+    printed = run("language_model.py", "--out", str(whole))
+    for head in ("dense", "streamed"):
+        (timings,) = re.findall(rf"^{head} .*$", printed, re.MULTILINE)
+        assert min(numbers(timings)) > 0
+    rows = [numbers(line) for line in re.findall(r"^ +\d+ .*$", printed, re.MULTILINE)]
+    assert len(rows) == 11
+    for *_, nats, perplexity, bits in rows:
+        assert perplexity == pytest.approx(math.exp(nats), rel=1e-3)
+        assert bits / nats == pytest.approx(rows[0][-1] / rows[0][-3], rel=1e-3)
+    table = dict(re.findall(r"^(uniform guess|token frequencies|transformer) +(.*)$", printed, re.MULTILINE))
+    uniform, frequencies, transformer = (numbers(cells)[0] for cells in table.values())
+    assert rows[0][0] == pytest.approx(uniform, abs=0.1)
+    assert transformer == rows[-1][-3] < frequencies - 0.2 < uniform - 0.5
+    assert_picture(whole / "language_model.png")
+
+    with subprocess.Popen(
+        **invocation("language_model.py", "--out", str(killed)), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    ) as process:
+        for line in process.stdout:
+            if line.startswith("    45 "):
+                process.kill()
+    assert process.returncode == -signal.SIGKILL
+    printed_again = run("language_model.py", "--out", str(killed))
+    assert 45 <= int(re.search(r"^Continuing after step (\d+) of 150", printed_again, re.MULTILINE)[1]) < 150
+    measured, measured_again = (
+        text[text.index("  step  ") : text.index("Picture")] for text in (printed, printed_again)
+    )
+    assert measured_again == measured
+    figures, figures_again = ((folder / "language_model.json").read_text() for folder in (whole, killed))
+    assert figures_again == figures
+
+    other = ("language_model.py", "--out", str(killed), "--head", "dense", "--steps", "2")
+    refused = subprocess.run(**invocation(*other), capture_output=True, timeout=300, check=False)
+    assert refused.returncode == 2
+    for difference in ("head: streamed in the checkpoint, dense in this run", "steps: 150 in the checkpoint, 2 in"):
+        assert difference in refused.stderr
+    run(*other, "--fresh")
+    dense = json.loads((killed / "language_model.json").read_text())
+    assert dense["losses"][0] == pytest.approx(json.loads(figures)["losses"][0], rel=1e-5)

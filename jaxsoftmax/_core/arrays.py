@@ -37,6 +37,8 @@ __all__ = [
     "row_sum",
     "sum_to",
     "to_inputs",
+    "vary",
+    "varying",
 ]
 
 Axes = tuple[int, ...]
@@ -204,6 +206,19 @@ def excess(logits: jax.Array, axes: Axes, shift: jax.Array, temperature: jax.Arr
     scaled = centred(logits, shift, temperature)
     top = near_top(scaled)
     return row_sum(jnp.exp(scaled) - top, axes) + (row_sum(top, axes) - 1.0)
+
+
+def varying(x: Any) -> frozenset[str]:
+    """The mesh axes over which x varies inside of `shard_map`; the attribute was renamed in jax 0.12."""
+    kind = jax.typeof(x)
+    manual = getattr(kind, "mat", None)
+    return frozenset(kind.vma if manual is None else manual.varying)
+
+
+def vary(x: jax.Array, axes: frozenset[str]) -> jax.Array:
+    """The same numbers, varying over these mesh axes too."""
+    missing = tuple(sorted(axes - varying(x)))
+    return lax.pcast(x, missing, to="varying") if missing else x
 
 
 def is_label(labels: jax.Array, shape: Sequence[int], axis: int) -> jax.Array:

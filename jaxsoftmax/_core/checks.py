@@ -18,15 +18,19 @@ __all__ = [
     "class_axis",
     "class_vector",
     "class_weights",
+    "classes_present",
     "fail",
     "flag",
     "floating",
+    "head",
     "labels",
     "mask",
     "numbers_in",
     "numeric",
     "per_row",
     "positive",
+    "row_labels",
+    "row_numbers",
     "same_dtype",
     "same_shape",
     "scalar",
@@ -223,6 +227,67 @@ def labels(function: str, labels: ArrayLike, logits: jax.Array, axis: int) -> ja
         fail(ValueError, function, rule, labels=converted, logits=logits, axis=axis)
     wide = converted if converted.dtype == jnp.int64 else converted.astype(jnp.int32)
     return jnp.expand_dims(wide, axis)
+
+
+def head(
+    function: str, names: tuple[str, str, str], features: ArrayLike, kernel: ArrayLike, bias: ArrayLike | None
+) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+    """Features [..., D], kernel [D, V] and bias [V] or None, by the names that the function gives them."""
+    of_features, of_kernel, of_bias = names
+    features = floating(function, **{of_features: features})
+    kernel = floating(function, **{of_kernel: kernel})
+    given = {of_features: features, of_kernel: kernel}
+    if features.ndim == 0 or kernel.ndim != 2:
+        fail(ValueError, function, f"{of_features} must have shape [..., D] and {of_kernel} [D, V]", **given)
+    if features.shape[-1] != kernel.shape[0]:
+        rule = f"{of_kernel} must have shape [D, V] where {of_features} has [..., D]"
+        if features.shape[-1] == kernel.shape[1]:
+            rule += f"; it looks transposed, pass {of_kernel}.T"
+        fail(ValueError, function, rule, **given)
+    if kernel.shape[1] == 0:
+        fail(ValueError, function, "the class axis must not be empty", **given)
+    if bias is not None:
+        bias = floating(function, **{of_bias: bias})
+        if bias.shape != kernel.shape[1:]:
+            fail(ValueError, function, f"{of_bias} must have shape [V]", **{of_bias: bias, of_kernel: kernel})
+    return features, kernel, bias
+
+
+def classes_present(function: str, where: ArrayLike | None, kernel: jax.Array) -> jax.Array | None:
+    """A boolean mask [V] of the classes of a kernel, or None."""
+    if where is None:
+        return None
+    converted = _array(function, "where", where)
+    if converted.dtype != jnp.bool_:
+        fail(TypeError, function, "where must be boolean", where=converted)
+    if converted.shape != kernel.shape[1:]:
+        fail(ValueError, function, "where must have shape [V]", where=converted, kernel=kernel)
+    return converted
+
+
+def row_labels(function: str, labels: ArrayLike, features: jax.Array) -> jax.Array:
+    """Integer labels, one per row of features."""
+    converted = _array(function, "labels", labels)
+    if not jnp.issubdtype(converted.dtype, jnp.integer):
+        fail(TypeError, function, "labels must be integers", labels=converted)
+    if converted.shape != features.shape[:-1]:
+        rule = "labels must have the shape of features without the last axis"
+        fail(ValueError, function, rule, labels=converted, features=features)
+    return converted if converted.dtype == jnp.int64 else converted.astype(jnp.int32)
+
+
+def row_numbers(
+    function: str, name: str, value: ArrayLike | None, features: jax.Array, *, scalar: bool
+) -> jax.Array | None:
+    """One number per row of features, or a scalar where it may be one, in the compute dtype; None stays."""
+    if value is None:
+        return None
+    converted = numeric(function, **{name: value})
+    batch = features.shape[:-1]
+    if converted.shape != batch and not (scalar and converted.shape == ()):
+        rule = f"{name} must {'be a scalar or ' if scalar else ''}have one number per row"
+        fail(ValueError, function, rule, **{name: converted}, features=features)
+    return jnp.broadcast_to(converted.astype(arrays.compute_dtype(features.dtype)), batch)
 
 
 def same_shape(function: str, **values: jax.Array) -> None:

@@ -7,7 +7,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 from jax.dtypes import float0
 
@@ -45,7 +44,10 @@ def forward_mode() -> Iterator[None]:
 
 
 def operation(
-    forward: Callable[..., Any], backward: Callable[..., Any], tangent: Callable[..., Any]
+    forward: Callable[..., Any],
+    backward: Callable[..., Any],
+    tangent: Callable[..., Any],
+    value: Callable[..., Any] | None = None,
 ) -> Callable[..., Any]:
     """Builds the operation  (options, *args) -> out  from its three hand-written rules.
 
@@ -54,16 +56,17 @@ def operation(
         backward: (options, residuals, cotangent of out) -> one cotangent per argument, None for integers and None.
         tangent: (options, residuals, tangents of args) -> tangent of out; linear in the tangents, which are None for
             integers and None.
+        value: (options, *args) -> out, where that is cheaper than the forward rule; it runs without differentiation.
 
     Returns:
         A function whose first argument is hashable and static; the others are arrays or None.
     """
 
-    def value(options: Any, *args: Any) -> Any:
+    def first(options: Any, *args: Any) -> Any:
         return forward(options, *args)[0]
 
-    by_backward = jax.custom_vjp(value, nondiff_argnums=(0,))
-    by_tangent = jax.custom_jvp(value, nondiff_argnums=(0,))
+    by_backward = jax.custom_vjp(value or first, nondiff_argnums=(0,))
+    by_tangent = jax.custom_jvp(value or first, nondiff_argnums=(0,))
 
     def forward_rule(options: Any, *args: Any) -> Any:
         out, residuals = forward(options, *args)
@@ -135,17 +138,5 @@ def _vary_alike(args: Sequence[Any]) -> tuple[Any, ...]:
     was replicated.
     """
     leaves, structure = jax.tree.flatten(tuple(args))
-    axes = [_varying(leaf) for leaf in leaves]
-    union: frozenset[str] = frozenset().union(*axes)
-    leaves = [
-        lax.pcast(leaf, tuple(sorted(union - own)), to="varying") if union - own else leaf
-        for leaf, own in zip(leaves, axes, strict=True)
-    ]
-    return jax.tree.unflatten(structure, leaves)
-
-
-def _varying(x: Any) -> frozenset[str]:
-    """The mesh axes over which x varies; the attribute was renamed in jax 0.12."""
-    kind = jax.typeof(x)
-    manual = getattr(kind, "mat", None)
-    return frozenset(kind.vma if manual is None else manual.varying)
+    union: frozenset[str] = frozenset().union(*map(arrays.varying, leaves))
+    return jax.tree.unflatten(structure, [arrays.vary(leaf, union) for leaf in leaves])

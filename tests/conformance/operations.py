@@ -24,6 +24,11 @@ TEMPERATURE = np.array([0.6, 1.0, 2.5], np.float32)
 LABELS = np.array([0, 3, 1], np.int32)
 ONE_HOT = np.eye(CLASSES, dtype=np.float32)[LABELS]
 BITS = (OTHER > 0).astype(np.float32)
+FEATURES, KERNEL = (_rng.standard_normal(shape).astype(np.float32) for shape in ((ROWS, 3), (3, CLASSES)))
+TEACHER_FEATURES, TEACHER_KERNEL = (
+    _rng.standard_normal(shape).astype(np.float32) for shape in ((ROWS, 2), (2, CLASSES))
+)
+BIAS = _rng.standard_normal(CLASSES).astype(np.float32)
 
 
 class Operation(NamedTuple):
@@ -210,6 +215,30 @@ OPERATIONS: dict[str, Operation] = {
         lambda z, t: _plain_hard(jnp.exp(_log_p(z + _noise(z), t))),
         (_Z, _T),
     ),
+    "linear_statistics": Operation(
+        lambda h, w, b, t: jnp.stack(
+            jaxsoftmax.linear_statistics(h, w, LABELS, bias=b, temperature=t, logit_cap=3.0, block_size=2)[:4], -1
+        ),
+        lambda h, w, b, t: jnp.stack(_plain_statistics(_capped(h @ w + b[None]) / _rows(t), t), -1),
+        (FEATURES, KERNEL, BIAS, _T),
+    ),
+    "linear_cross_entropy": Operation(
+        lambda h, w, t, e: jaxsoftmax.linear_cross_entropy(
+            h, w, LABELS, temperature=t, label_smoothing=e, z_loss=0.1, block_size=2
+        ),
+        lambda h, w, t, e: jnp.mean(_plain_smoothed(h @ w, t, jnp.ones(CLASSES), e)),
+        (FEATURES, KERNEL, _T, np.array(0.1, np.float32)),
+    ),
+    "linear_entropy": Operation(
+        lambda h, w, t: jaxsoftmax.linear_entropy(h, w, temperature=t, block_size=2),
+        lambda h, w, t: -jnp.sum(jnp.exp(_log_p(h @ w, t)) * _log_p(h @ w, t), -1),
+        (FEATURES, KERNEL, _T),
+    ),
+    "linear_kl_divergence": Operation(
+        lambda h, w, g: jaxsoftmax.linear_kl_divergence(h, w, g, TEACHER_KERNEL, weights=TEMPERATURE, block_size=2),
+        lambda h, w, g: jnp.average(_plain_kl(h @ w, g @ TEACHER_KERNEL, jnp.ones(ROWS)), weights=TEMPERATURE),
+        (FEATURES, KERNEL, TEACHER_FEATURES),
+    ),
     "straight_through": Operation(
         lambda z: jaxsoftmax.straight_through(jnp.round(z), z),
         lambda z: z + jax.lax.stop_gradient(jnp.round(z) - z),
@@ -218,8 +247,11 @@ OPERATIONS: dict[str, Operation] = {
 }
 
 
-def _plain_statistics(z: jax.Array) -> tuple[jax.Array, ...]:
+def _plain_statistics(z: jax.Array, temperature: Any = None) -> tuple[jax.Array, ...]:
+    """Of z, which is divided by T already; the largest logit is a constant, the shift is that over T."""
     shift = jax.lax.stop_gradient(jnp.max(z, -1))
+    if temperature is not None:
+        shift = jax.lax.stop_gradient(shift * temperature) / temperature
     others = jnp.where(ONE_HOT == 1, -jnp.inf, z)
     return _picked(z) - shift, jax.nn.logsumexp(others, axis=-1) - shift, jnp.mean(z, -1) - shift, shift
 

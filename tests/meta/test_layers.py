@@ -14,16 +14,17 @@ import jaxsoftmax
 PACKAGE = Path(jaxsoftmax.__file__).parent
 FILES = {".".join(p.relative_to(PACKAGE).with_suffix("").parts): p for p in sorted(PACKAGE.rglob("*.py"))}
 
-CORE = {"_core", "_core.arrays", "_core.checks", "_core.rules", "_core.scalars"}
+CORE = {"_core", "_core.arrays", "_core.checks", "_core.rules", "_core.scalars", "_core.streams"}
 L1 = {"normalizers", "statistics"}
 L2 = {"objectives", "relaxations", "divergences", "hinges"}
-L3 = {"losses", "binary_losses"}
+L3 = {"losses", "binary_losses", "linear", "linear_distributions", "linear_ranks"}
 ALLOWED: dict[str, set[str]] = {
     "_core.__init__": set(),
     "_core.arrays": set(),
     "_core.checks": {"_core.arrays"},
     "_core.rules": {"_core.arrays"},
     "_core.scalars": {"_core.arrays"},
+    "_core.streams": {"_core.arrays", "_core.rules"},
     "normalizers": CORE,
     "statistics": CORE,
     "hinges": CORE,
@@ -32,6 +33,9 @@ ALLOWED: dict[str, set[str]] = {
     "divergences": CORE | L1,
     "losses": CORE | L1 | L2,
     "binary_losses": CORE | L1 | L2,
+    "linear": CORE | L1 | L2,
+    "linear_distributions": CORE | L1 | L2 | {"linear"},
+    "linear_ranks": CORE | L1 | L2 | {"linear", "linear_distributions", "losses"},
     "__init__": CORE | L1 | L2 | L3,
 }
 OUTSIDE = {"jax", "numpy"}

@@ -47,6 +47,22 @@ GOOD: dict[str, dict[str, Any]] = {
     "smooth_labels": {"targets": Z, "label_smoothing": 0.1},
     "weighted_mean": {"values": Z},
 }
+KERNEL = np.ones((3, 5), np.float32)
+GOOD |= {
+    "linear_statistics": {"features": Z, "kernel": KERNEL, "labels": Y},
+    "linear_loss": {"objective": objectives.focal, "features": Z, "kernel": KERNEL, "labels": Y},
+    "linear_cross_entropy": {"features": Z, "kernel": KERNEL, "labels": Y},
+    "linear_log_probs": {"features": Z, "kernel": KERNEL, "labels": Y},
+    "linear_entropy": {"features": Z, "kernel": KERNEL},
+    "linear_kl_divergence": {
+        "student_features": Z,
+        "student_kernel": KERNEL,
+        "teacher_features": ones(2, 4),
+        "teacher_kernel": ones(4, 5),
+    },
+    "linear_top_k": {"features": Z, "kernel": KERNEL, "k": 2},
+    "linear_accuracy": {"features": Z, "kernel": KERNEL, "labels": Y},
+}
 STATISTICS = jax.tree.map(np.asarray, jaxsoftmax.row_statistics(Z, Y))
 GOOD |= {f"objectives.{name}": {"statistics": STATISTICS} for name in objectives.__all__}
 
@@ -59,6 +75,20 @@ BINARY = ("binary_cross_entropy", "sigmoid_focal_loss")
 OF_LOGITS = (*NORMALIZERS, "gumbel_softmax", *LABELLED, *PAIRED, "entropy", *BINARY)
 ONE_AXIS = (*LABELLED, "gumbel_softmax", *PAIRED, "entropy", "smooth_labels")
 MASKED = (*OF_LOGITS, "smooth_labels")
+LINEAR_LOSSES = ("linear_loss", "linear_cross_entropy")
+LINEAR_LABELLED = ("linear_statistics", *LINEAR_LOSSES, "linear_log_probs", "linear_accuracy")
+LINEAR_PLAIN = (*LINEAR_LABELLED, "linear_entropy", "linear_top_k")
+LINEAR = (*LINEAR_PLAIN, "linear_kl_divergence")
+LINEAR_TEMPERED = ("linear_statistics", *LINEAR_LOSSES, "linear_log_probs", "linear_entropy", "linear_kl_divergence")
+REDUCED = (*LINEAR_LOSSES, "linear_kl_divergence")
+
+
+def _total(statistics: Any) -> jax.Array:
+    """No loss per row."""
+    return jnp.sum(statistics.target)
+
+
+MEANS = ("weighted_mean", *REDUCED, "linear_accuracy")
 
 
 class Bad(NamedTuple):
@@ -143,6 +173,42 @@ TABLE = [
     Bad(("kl_divergence",), {"logits": EMPTY, "target_logits": EMPTY}, ValueError, "must not be empty"),
     Bad(("smooth_labels",), {"targets": EMPTY}, ValueError, "must not be empty"),
     Bad((*LABELLED, "softmax", "entropy"), {"logits": np.float32(1.0)}, ValueError, "axis must lie in [0, 0)"),
+    # features and kernels
+    Bad(LINEAR_PLAIN, {"features": INTEGERS}, TypeError, "features must have a floating dtype"),
+    Bad(LINEAR_PLAIN, {"features": [[1.0, 2.0, 3.0]]}, TypeError, "features must be an array"),
+    Bad(LINEAR_PLAIN, {"kernel": ones(3, 5, dtype=np.int32)}, TypeError, "kernel must have a floating dtype"),
+    Bad(LINEAR_PLAIN, {"kernel": ones(4, 5)}, ValueError, "kernel must have shape [D, V] where features has [..., D]"),
+    Bad(LINEAR_PLAIN, {"kernel": ones(5, 3)}, ValueError, "it looks transposed, pass kernel.T"),
+    Bad(LINEAR_PLAIN, {"kernel": ones(3)}, ValueError, "features must have shape [..., D] and kernel [D, V]"),
+    Bad(LINEAR_PLAIN, {"kernel": ones(3, 0)}, ValueError, "the class axis must not be empty"),
+    Bad(LINEAR_PLAIN, {"bias": ones(3)}, ValueError, "bias must have shape [V]"),
+    Bad(LINEAR_LABELLED, {"labels": FLOAT_LABELS}, TypeError, "labels must be integers"),
+    Bad(LINEAR_LABELLED, {"labels": ones(2, 1, dtype=np.int32)}, ValueError, "labels must have the shape of features"),
+    Bad(LINEAR, {"where": ones(5)}, TypeError, "where must be boolean"),
+    Bad(LINEAR, {"where": ones(2, 5, dtype=bool)}, ValueError, "where must have shape [V]"),
+    Bad(LINEAR, {"block_size": 0}, ValueError, "block_size must be 1 or more"),
+    Bad(LINEAR, {"block_size": 2.5}, TypeError, "block_size must be an integer"),
+    Bad(LINEAR_TEMPERED, {"temperature": -1.0}, ValueError, "temperature must be 0 or more"),
+    Bad(LINEAR_TEMPERED, {"temperature": ones(3)}, ValueError, "temperature must be a scalar or have one number per"),
+    Bad(LINEAR_LABELLED, {"ignore_label": 1.5}, TypeError, "ignore_label must be an integer"),
+    Bad(("linear_statistics", "linear_entropy"), {"logit_cap": 0}, ValueError, "logit_cap must be a finite number"),
+    Bad((*REDUCED, "linear_accuracy"), {"weights": ones(3)}, ValueError, "weights must have one number per row"),
+    Bad(REDUCED, {"reduction": "average"}, ValueError, "reduction must be one of 'mean'"),
+    Bad(("linear_loss",), {"objective": 1.0}, TypeError, "objective must be a function of RowStatistics"),
+    Bad(("linear_loss",), {"objective": _total}, ValueError, "objective must return one loss per row"),
+    Bad(("linear_cross_entropy",), {"label_smoothing": 1.5}, ValueError, "label_smoothing must be between"),
+    Bad(("linear_cross_entropy",), {"smoothing": "torch"}, ValueError, "smoothing must be one of 'uniform'"),
+    Bad(("linear_cross_entropy",), {"z_loss": -1.0}, ValueError, "z_loss must be 0 or more"),
+    Bad(("linear_top_k", "linear_accuracy"), {"k": 6}, ValueError, "k must lie in [1, 5], the number of classes"),
+    Bad(("linear_top_k", "linear_accuracy"), {"k": 1.0}, TypeError, "k must be an integer"),
+    Bad(("linear_kl_divergence",), {"student_kernel": ones(5, 3)}, ValueError, "pass student_kernel.T"),
+    Bad(
+        ("linear_kl_divergence",), {"teacher_features": ones(2, 3)}, ValueError, "teacher_kernel must have shape [D, V]"
+    ),
+    Bad(
+        ("linear_kl_divergence",), {"teacher_features": ones(3, 4)}, ValueError, "must have the same rows and the same"
+    ),
+    Bad(("linear_kl_divergence",), {"teacher_features": ones(2, 4, dtype=np.float16)}, TypeError, "the same dtype"),
     # options
     Bad(TEMPERED, {"temperature": -1.0}, ValueError, "temperature must be 0 or more"),
     Bad(TEMPERED, {"temperature": float("nan")}, ValueError, "temperature must be 0 or more"),
@@ -227,7 +293,7 @@ def test_good_arguments(name: str) -> None:
 
 def test_every_function_is_in_the_table() -> None:
     """A new function needs rows."""
-    public = {n for n in jaxsoftmax.__all__ if n not in ("RowStatistics", "forward_mode", "objectives")}
+    public = {n for n in jaxsoftmax.__all__ if n not in ("RowStatistics", "TopClasses", "forward_mode", "objectives")}
     assert public | {f"objectives.{n}" for n in objectives.__all__} == set(GOOD)
     without_rules = {"objectives.z_loss", "objectives.additive_margin"}
     assert {name for bad in TABLE for name in bad.functions} == set(GOOD) - without_rules
@@ -236,15 +302,18 @@ def test_every_function_is_in_the_table() -> None:
 @pytest.mark.parametrize("name", GOOD)
 def test_empty_batch(name: str) -> None:
     """No rows are no error: an empty result, empty gradients, and 0 for a mean."""
-    arguments = jax.tree.map(lambda x: x[:0] if getattr(x, "ndim", 0) else x, GOOD[name])
+    arguments = {
+        key: value if key.endswith("kernel") else jax.tree.map(lambda x: x[:0] if getattr(x, "ndim", 0) else x, value)
+        for key, value in GOOD[name].items()
+    }
     floats = {k: v for k, v in arguments.items() if k != "key" and is_array(v) and k != "labels"}
     rest = {k: v for k, v in arguments.items() if k not in floats}
 
     def total(some: dict[str, Any]) -> Any:
         out = function(name)(**some, **rest)
-        return sum(jnp.sum(leaf) for leaf in jax.tree.leaves(out)), out
+        return sum(jnp.sum(leaf.astype(jnp.float32)) for leaf in jax.tree.leaves(out)), out
 
     (value, out), gradients = jax.jit(jax.value_and_grad(total, has_aux=True))(floats)
     assert value == 0
-    assert all(leaf.size == 0 for leaf in jax.tree.leaves(out)) or name == "weighted_mean"
+    assert all(leaf.size == 0 for leaf in jax.tree.leaves(out)) or name in MEANS
     assert jax.tree.map(np.shape, gradients) == jax.tree.map(np.shape, floats)

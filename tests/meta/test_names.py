@@ -24,6 +24,14 @@ NOTHING_TO_RAISE = {"forward_mode", "objectives.z_loss", "objectives.additive_ma
 # What comes by position, in this order; all else by keyword.
 POSITIONAL = (
     "key",
+    "objective",
+    "features",
+    "kernel",
+    "student_features",
+    "student_kernel",
+    "teacher_features",
+    "teacher_kernel",
+    "k",
     "statistics",
     "hard",
     "soft",
@@ -59,6 +67,13 @@ DEFAULTS: dict[str, tuple[Any, ...]] = {
     "positive_weight": (None,),
     "base": (None,),
     "hard": (False,),
+    "reduction": ("mean",),
+    "bias": (None,),
+    "student_bias": (None,),
+    "teacher_bias": (None,),
+    "k": (1,),
+    "block_size": (None,),
+    "precision": (None,),
 }
 
 SECTION = re.compile(r"^(Args|Returns|Yields|Raises|Numerics|Gradient|Example|References|Attributes):$", re.MULTILINE)
@@ -146,7 +161,7 @@ def test_docstring_of_array_functions(name: str) -> None:
     """Args names exactly the parameters, Returns a shape, and the derivative is documented."""
     found = sections(FUNCTIONS[name])
     assert entries(found["Args"]) == list(inspect.signature(FUNCTIONS[name]).parameters)
-    assert re.match(r"\s+(\[.*\]|A scalar|RowStatistics)", found["Returns"])
+    assert re.match(r"\s+(\[.*\]|A scalar|RowStatistics|TopClasses)", found["Returns"])
     assert "Gradient" in found
 
 
@@ -160,9 +175,9 @@ def test_docstring_is_evenly_indented(name: str) -> None:
         assert {len(line) - len(line.lstrip()) for line in lines} == {4}, title
 
 
-def test_docstring_of_the_statistics() -> None:
+def test_docstring_of_the_tuples() -> None:
     """Attributes names exactly the fields, and every property says what it is."""
-    found = sections(jaxsoftmax.RowStatistics)
-    assert entries(found["Attributes"]) == list(jaxsoftmax.RowStatistics._fields)
+    for kind in (jaxsoftmax.RowStatistics, jaxsoftmax.TopClasses):
+        assert entries(sections(kind)["Attributes"]) == list(kind._fields)
     properties = {n: v for n, v in vars(jaxsoftmax.RowStatistics).items() if isinstance(v, property)}
     assert properties and all(inspect.getdoc(p) for p in properties.values())

@@ -1,0 +1,436 @@
+"""Operations on rows of logits that are never there as a whole: features times kernel, a block of rows at a time.
+
+An operation on rows is three rules on the logits of one block, [B, V] (`RowRules`). `streamed` makes of it an operation
+on features and kernels whose backward pass computes the blocks again. `streamed_sum` adds a loss per row, as a function
+of the operation's outputs, and computes the gradients while it has the logits of a block in hand.
+"""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxsoftmax._core import arrays, rules
+
+__all__ = ["Inputs", "Plan", "RowRules", "Side", "block_rows", "logits_of", "map_blocks", "streamed", "streamed_sum"]
+
+# A block of logits that stays near so many bytes: a CPU wants it small, an accelerator large products.
+BLOCK_BYTES = {"cpu": 2**25}
+BLOCK_BYTES_ELSEWHERE = 2**28
+LEAST_COLUMNS = 2048
+
+
+class RowRules(NamedTuple):
+    """Rules on tuples of logits [B, V], one for each side, and of rows, arrays of one number per row, [B], or None.
+
+    Attributes:
+        forward: (options, logits, rows) -> (outs, numbers), both tuples of [B], or None in their place.
+        backward: (options, logits, rows, numbers, cotangents of outs) -> (cotangents of logits, cotangents of rows).
+        tangent: (options, logits, rows, numbers, tangents of logits, tangents of rows) -> tangents of outs.
+    """
+
+    forward: Callable[..., Any]
+    backward: Callable[..., Any]
+    tangent: Callable[..., Any]
+
+
+class Plan(NamedTuple):
+    """What is fixed when a program is traced; the rules may be None where `map_blocks` is all that is needed."""
+
+    rules: Any
+    options: Any
+    block: int
+    precision: Any
+
+
+class Side(NamedTuple):
+    """Features [N, D], kernel [D, V] and bias [V] or None: logits [N, V]."""
+
+    features: jax.Array
+    kernel: jax.Array
+    bias: jax.Array | None
+
+
+class Inputs(NamedTuple):
+    """The sides, which classes are present, [V], the rows, and which rows count, [N]; None where all do."""
+
+    sides: tuple[Side, ...]
+    where: jax.Array | None
+    rows: tuple[jax.Array | None, ...]
+    counted: jax.Array | None
+
+
+def block_rows(rows: int, classes: int, block_size: int | None) -> int:
+    """Rows in a block: as asked for, or so that the float32 logits of one stay near the bytes above, evenly cut."""
+    if block_size is not None:
+        return max(1, min(block_size, rows))
+    most = BLOCK_BYTES.get(jax.default_backend(), BLOCK_BYTES_ELSEWHERE) // (4 * classes)
+    blocks = math.ceil(rows / max(most, 1))
+    return max(1, math.ceil(rows / max(blocks, 1)))
+
+
+# Derivation. With z = h W + b, a block of rows at a time, and dz from the operation's own rule:
+#     dh = dz W^T        dW = sum over blocks of h^T dz        db = sum over rows of dz
+#     tangent of z = th W + h tW + tb
+# dz takes the dtype of the features, so that each product runs where the forward one did; products, dW and db
+# accumulate in float32 or wider. A row that does not count has its features at 0 and its cotangents at 0, whatever they
+# held, and a block without any that counts is passed over.
+
+
+class _Block(NamedTuple):
+    """The arrays of one block, [B, ...]: features of each side, the rows, and which count."""
+
+    features: tuple[jax.Array, ...]
+    rows: tuple[jax.Array | None, ...]
+    counted: jax.Array | None
+
+
+class _Products(NamedTuple):
+    """What is summed over the blocks for one side."""
+
+    kernel: jax.Array
+    bias: jax.Array | None
+
+
+def _cut(x: jax.Array, block: int, zeros: bool = False) -> jax.Array:
+    """[N, ...] as [blocks, B, ...], filled up with copies of the last row, or with zeros."""
+    blocks = math.ceil(x.shape[0] / block)
+    missing = blocks * block - x.shape[0]
+    if missing:
+        last = jnp.zeros_like(x[-1:]) if zeros else x[-1:]
+        x = jnp.concatenate([x, jnp.broadcast_to(last, (missing, *x.shape[1:]))])
+    return x.reshape(blocks, block, *x.shape[1:])
+
+
+def _join(x: jax.Array, rows: int) -> jax.Array:
+    """[blocks, B, ...] as [N, ...]."""
+    return x.reshape(x.shape[0] * x.shape[1], *x.shape[2:])[:rows]
+
+
+def _count(inputs: Inputs) -> int:
+    return inputs.sides[0].features.shape[0]
+
+
+def _blocks_of(plan: Plan, inputs: Inputs) -> _Block:
+    """The blocks, stacked. Filling rows repeat the last one, so that all is regular; their cotangents are 0."""
+    features = tuple(side.features for side in inputs.sides)
+    return jax.tree.map(functools.partial(_cut, block=plan.block), _Block(features, inputs.rows, inputs.counted))
+
+
+def _features(block: _Block) -> tuple[jax.Array, ...]:
+    """The features, 0 where a row does not count."""
+    if block.counted is None:
+        return block.features
+    return tuple(jnp.where(block.counted[:, None], h, jnp.zeros((), h.dtype)) for h in block.features)
+
+
+def _product(a: jax.Array, b: jax.Array, over: tuple[int, int], precision: Any) -> jax.Array:
+    """The matrix product over one axis of each, accumulated in float32 or wider."""
+    dimensions = (((over[0],), (over[1],)), ((), ()))
+    wide = arrays.compute_dtype(a.dtype)
+    return lax.dot_general(a, b.astype(a.dtype), dimensions, precision=precision, preferred_element_type=wide)
+
+
+def logits_of(side: Side, where: jax.Array | None, precision: Any) -> jax.Array:
+    """h W + b in float32 or wider, -inf for absent classes."""
+    logits = _product(side.features, side.kernel, (1, 0), precision)
+    if side.bias is not None:
+        logits = logits + side.bias.astype(logits.dtype)[None]
+    return arrays.present(logits, None if where is None else where[None])
+
+
+def _logits(plan: Plan, inputs: Inputs, features: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+    return tuple(
+        logits_of(side._replace(features=h), inputs.where, plan.precision)
+        for side, h in zip(inputs.sides, features, strict=True)
+    )
+
+
+def _where_counted(counted: jax.Array | None, values: Any) -> Any:
+    """Numbers per row, 0 where a row does not count."""
+    if counted is None:
+        return values
+    return jax.tree.map(lambda x: jnp.where(counted, x, jnp.zeros((), x.dtype)), values)
+
+
+def _unless_empty(counted: jax.Array | None, compute: Callable[[Any], Any], operand: Any, skipped: Any) -> Any:
+    """compute(operand), or what is skipped to in a block where no row counts."""
+    if counted is None:
+        return compute(operand)
+    return lax.cond(jnp.any(counted), compute, lambda _: skipped, operand)
+
+
+def _zeros(shapes: Any, like: jax.Array) -> Any:
+    """Zeros of the shapes and dtypes, varying over the mesh as another array does."""
+    return jax.tree.map(lambda x: arrays.vary(jnp.zeros(x.shape, x.dtype), arrays.varying(like)), shapes)
+
+
+def map_blocks(plan: Plan, inputs: Inputs, function: Callable[..., Any], *more: Any) -> Any:
+    """function(logits, block, features, *more of the block) for every block; its results [B, ...] joined to [N, ...].
+
+    Rows that do not count give 0, or what the function gives for features of 0.
+    """
+
+    # Rematerialized, so that the derivative of a derivative keeps no logits of any block.
+    @functools.partial(jax.checkpoint, prevent_cse=False)
+    def body(block: _Block, more: Any) -> Any:
+        def compute(operand: Any) -> Any:
+            block, more = operand
+            features = _features(block)
+            return function(_logits(plan, inputs, features), block, features, *more)
+
+        shapes = jax.eval_shape(compute, (block, more))
+        return _unless_empty(block.counted, compute, (block, more), _zeros(shapes, block.features[0]))
+
+    blocks = _blocks_of(plan, inputs), jax.tree.map(functools.partial(_cut, block=plan.block), more)
+    _, out = lax.scan(lambda _, xs: (None, body(*xs)), None, blocks)
+    return jax.tree.map(functools.partial(_join, rows=_count(inputs)), out)
+
+
+def _gradient_of_features(side: Side, dlogits: jax.Array, precision: Any) -> jax.Array:
+    return _product(dlogits.astype(side.features.dtype), side.kernel, (1, 1), precision)
+
+
+def _add_products(sums: _Products, side: Side, dlogits: jax.Array, precision: Any) -> _Products:
+    """Adds h^T dz in place, so many columns at a time that no second array of the kernel's size is written."""
+    features, narrow = side.features, dlogits.astype(side.features.dtype)
+    depth, classes = side.kernel.shape
+    columns = max(LEAST_COLUMNS, features.shape[0] * classes // (4 * max(depth, 1)) // 128 * 128)
+
+    def add(start: Any, size: int, total: jax.Array) -> jax.Array:
+        part = _product(features, lax.dynamic_slice_in_dim(narrow, start, size, 1), (0, 0), precision)
+        there = lax.dynamic_slice_in_dim(total, start, size, 1)
+        return lax.dynamic_update_slice_in_dim(total, there + part, start, 1)
+
+    kernel = sums.kernel
+    if columns >= classes:
+        kernel = kernel + _product(features, narrow, (0, 0), precision)
+    else:
+        whole, rest = divmod(classes, columns)
+        kernel = lax.fori_loop(0, whole, lambda i, total: add(i * columns, columns, total), kernel)
+        kernel = add(whole * columns, rest, kernel) if rest else kernel
+    bias = None if sums.bias is None else sums.bias + jnp.sum(dlogits, axis=0)
+    return _Products(kernel, bias)
+
+
+def _no_products(inputs: Inputs) -> tuple[_Products, ...]:
+    """Sums that start at 0."""
+
+    def wide(x: jax.Array, like: jax.Array) -> Any:
+        return jax.ShapeDtypeStruct(x.shape, arrays.compute_dtype(like.dtype))
+
+    shapes = tuple(
+        _Products(wide(s.kernel, s.features), None if s.bias is None else wide(s.bias, s.features))
+        for s in inputs.sides
+    )
+    return _zeros(shapes, inputs.sides[0].features)
+
+
+Gradients = tuple[Any, ...]
+
+
+def _scan_gradients(
+    plan: Plan, inputs: Inputs, slopes: Callable[..., Any], consts: Any, cotangents: Any, numbers: Any = ()
+) -> tuple[Inputs, Any, Any]:
+    """Sums the gradients over the blocks.
+
+    slopes(logits, block, cotangents, numbers) -> (cotangents of logits, cotangents of rows, [B, ...] to be stacked,
+    contributions to the constants), on the cotangents and numbers of the block. Returns the gradients by the inputs,
+    all in float32 or wider, the stacked results [N, ...] and the sums of the contributions.
+    """
+
+    @functools.partial(jax.checkpoint, prevent_cse=False)
+    def body(sums: Any, block: _Block, given: Any) -> Any:
+        def compute(operand: Any) -> Any:
+            (products, total), block, given = operand
+            features = _features(block)
+            dlogits, drows, kept, contributions = slopes(_logits(plan, inputs, features), block, *given)
+            sides = [side._replace(features=h) for side, h in zip(inputs.sides, features, strict=True)]
+            dfeatures = tuple(
+                _gradient_of_features(side, d, plan.precision) for side, d in zip(sides, dlogits, strict=True)
+            )
+            products = tuple(
+                _add_products(p, side, d, plan.precision) for p, side, d in zip(products, sides, dlogits, strict=True)
+            )
+            total = jax.tree.map(lambda a, b: a + b.astype(a.dtype), total, contributions)
+            return (products, total), (dfeatures, drows, kept)
+
+        shapes = jax.eval_shape(compute, (sums, block, given))
+        skipped = sums, _zeros(shapes[1], block.features[0])
+        return _unless_empty(block.counted, compute, (sums, block, given), skipped)
+
+    wide = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, arrays.compute_dtype(x.dtype)), consts)
+    start = _no_products(inputs), _zeros(wide, inputs.sides[0].features)
+    given = (
+        jax.tree.map(functools.partial(_cut, block=plan.block, zeros=True), cotangents),
+        jax.tree.map(functools.partial(_cut, block=plan.block), numbers),
+    )
+    blocks = _blocks_of(plan, inputs), given
+    (products, total), stacked = lax.scan(lambda sums, xs: body(sums, *xs), start, blocks)
+    dfeatures, drows, kept = jax.tree.map(functools.partial(_join, rows=_count(inputs)), stacked)
+    sides = tuple(Side(h, p.kernel, p.bias) for h, p in zip(dfeatures, products, strict=True))
+    return Inputs(sides, None, drows, None), kept, total
+
+
+def _as_arguments(gradients: Any, arguments: Any) -> Any:
+    """One cotangent per argument, of its dtype, and None for integers, booleans and None."""
+
+    def one(argument: Any, gradient: Any) -> Any:
+        floating = argument is not None and jnp.issubdtype(argument.dtype, jnp.floating)
+        return gradient.astype(argument.dtype) if floating and gradient is not None else None
+
+    return jax.tree.map(one, arguments, gradients, is_leaf=lambda x: x is None)
+
+
+class _Structured(NamedTuple):
+    """Static: the plan, and how the flat arguments of an operation are put together."""
+
+    plan: Plan
+    structure: Any
+    objective: Any = None
+
+    def inputs(self, leaves: Any) -> Any:
+        return jax.tree.unflatten(self.structure, leaves)
+
+
+class _Residuals(NamedTuple):
+    """The arguments, and the operation's own numbers per row."""
+
+    arguments: tuple[Any, ...]
+    numbers: Any
+
+
+def _forward(static: _Structured, *leaves: Any) -> Any:
+    plan, inputs = static.plan, static.inputs(leaves)
+
+    def function(logits: Any, block: _Block, _: Any) -> Any:
+        return plan.rules.forward(plan.options, logits, block.rows)
+
+    outs, numbers = map_blocks(plan, inputs, function)
+    return outs, _Residuals(leaves, numbers)
+
+
+def _backward(static: _Structured, residuals: _Residuals, cotangents: Any) -> Any:
+    plan, inputs = static.plan, static.inputs(residuals.arguments)
+
+    def slopes(logits: Any, block: _Block, cotangents: Any, numbers: Any) -> Any:
+        cotangents = _where_counted(block.counted, cotangents)
+        dlogits, drows = plan.rules.backward(plan.options, logits, block.rows, numbers, cotangents)
+        return dlogits, drows, None, ()
+
+    gradients, _, _ = _scan_gradients(plan, inputs, slopes, (), cotangents, residuals.numbers)
+    return tuple(jax.tree.leaves(_as_arguments(gradients, inputs), is_leaf=lambda x: x is None))
+
+
+def _tangent(static: _Structured, residuals: _Residuals, tangents: Any) -> Any:
+    plan, inputs = static.plan, static.inputs(residuals.arguments)
+    along = static.inputs(tangents)
+
+    def function(logits: Any, block: _Block, features: Any, numbers: Any, row_tangents: Any, tfeatures: Any) -> Any:
+        tlogits = []
+        for side, t, h, th in zip(inputs.sides, along.sides, features, tfeatures, strict=True):
+            pushed = _product(_where_rows(block.counted, th), side.kernel, (1, 0), plan.precision)
+            pushed = pushed + _product(h, t.kernel, (1, 0), plan.precision)
+            if t.bias is not None:
+                pushed = pushed + t.bias.astype(pushed.dtype)[None]
+            tlogits.append(pushed if inputs.where is None else jnp.where(inputs.where[None], pushed, 0.0))
+        row_tangents = _where_counted(block.counted, row_tangents)
+        outs = plan.rules.tangent(plan.options, logits, block.rows, numbers, tuple(tlogits), row_tangents)
+        return _where_counted(block.counted, outs)
+
+    tfeatures = tuple(side.features for side in along.sides)
+    return map_blocks(plan, inputs, function, residuals.numbers, along.rows, tfeatures)
+
+
+def _where_rows(counted: jax.Array | None, x: jax.Array) -> jax.Array:
+    return x if counted is None else jnp.where(counted[:, None], x, jnp.zeros((), x.dtype))
+
+
+_streamed = rules.operation(_forward, _backward, _tangent)
+
+
+def streamed(plan: Plan, inputs: Inputs) -> Any:
+    """The outputs of the operation on rows, each [N]; a row that does not count gives some number, with gradient 0."""
+    leaves, structure = jax.tree.flatten(inputs, is_leaf=lambda x: x is None)
+    return _streamed(_Structured(plan, structure), *leaves)
+
+
+# The weighted sum of losses, with its gradients from the same pass.
+#
+#     total = sum_i r_i f(outs_i, c),        d total/dr_i = f_i,  and by all else r_i times the gradient of f_i
+#
+# The gradients are kept for the backward pass, in float32 or wider, and are multiplied there by the one cotangent; the
+# tangent is the inner product with them. Without differentiation none of this is computed.
+
+
+class _Summed(NamedTuple):
+    """All arguments: the inputs, the weight of each row, [N], and what the objective closes over."""
+
+    inputs: Inputs
+    weights: jax.Array
+    consts: tuple[Any, ...]
+
+
+class _SumResiduals(NamedTuple):
+    """The gradients by all arguments, and the arguments, for their dtypes."""
+
+    gradients: Any
+    arguments: tuple[Any, ...]
+
+
+def _sum_value(static: _Structured, *leaves: Any) -> jax.Array:
+    plan, (inputs, weights, consts) = static.plan, static.inputs(leaves)
+
+    def function(logits: Any, block: _Block, _: Any, weights: Any) -> Any:
+        outs, _numbers = plan.rules.forward(plan.options, logits, block.rows)
+        return _weighted(weights, static.objective(outs, consts))
+
+    return jnp.sum(map_blocks(plan, inputs, function, weights))
+
+
+def _weighted(weights: jax.Array, losses: jax.Array) -> jax.Array:
+    """r f, and 0 for weight 0 whatever the loss is."""
+    return jnp.where(weights == 0, 0.0, weights * losses)
+
+
+def _sum_forward(static: _Structured, *leaves: Any) -> Any:
+    plan, (inputs, weights, consts) = static.plan, static.inputs(leaves)
+
+    def slopes(logits: Any, block: _Block, weights: Any, _: Any) -> Any:
+        outs, numbers = plan.rules.forward(plan.options, logits, block.rows)
+        losses, pull = jax.vjp(static.objective, outs, consts)
+        cotangents, dconsts = pull(weights)
+        cotangents = jax.tree.map(lambda c: jnp.where(weights == 0, 0.0, c), cotangents)
+        dlogits, drows = plan.rules.backward(plan.options, logits, block.rows, numbers, cotangents)
+        return dlogits, drows, losses, dconsts
+
+    gradients, losses, dconsts = _scan_gradients(plan, inputs, slopes, consts, weights)
+    losses = _where_counted(inputs.counted, losses)
+    return jnp.sum(_weighted(weights, losses)), _SumResiduals(_Summed(gradients, losses, dconsts), leaves)
+
+
+def _sum_backward(static: _Structured, residuals: _SumResiduals, cotangent: jax.Array) -> Any:
+    arguments = static.inputs(residuals.arguments)
+    gradients = jax.tree.map(lambda g: cotangent * g, residuals.gradients)
+    return tuple(jax.tree.leaves(_as_arguments(gradients, arguments), is_leaf=lambda x: x is None))
+
+
+def _sum_tangent(static: _Structured, residuals: _SumResiduals, tangents: Any) -> jax.Array:
+    gradients = jax.tree.leaves(residuals.gradients, is_leaf=lambda x: x is None)
+    pairs = [(g, t) for g, t in zip(gradients, tangents, strict=True) if g is not None and t is not None]
+    return functools.reduce(jnp.add, [jnp.sum(g * t.astype(g.dtype)) for g, t in pairs])
+
+
+_streamed_sum = rules.operation(_sum_forward, _sum_backward, _sum_tangent, value=_sum_value)
+
+
+def streamed_sum(
+    plan: Plan, objective: Callable[..., jax.Array], inputs: Inputs, weights: jax.Array, consts: tuple[Any, ...]
+) -> jax.Array:
+    """sum_i weights_i objective(outs_i, consts), a scalar; a row of weight 0 takes no part."""
+    leaves, structure = jax.tree.flatten(_Summed(inputs, weights, consts), is_leaf=lambda x: x is None)
+    return _streamed_sum(_Structured(plan, structure, objective), *leaves)

@@ -1,0 +1,488 @@
+"""The streamed head: losses from features and a classifier's kernel, without ever holding the logits."""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from jaxsoftmax import objectives
+from jaxsoftmax._core import arrays, checks, streams
+from jaxsoftmax.statistics import (
+    DenseOptions,
+    DenseResiduals,
+    RowStatistics,
+    dense_backward,
+    dense_forward,
+    dense_tangent,
+)
+
+__all__ = ["linear_cross_entropy", "linear_loss", "linear_statistics"]
+
+
+def linear_statistics(
+    features: ArrayLike,
+    kernel: ArrayLike,
+    labels: ArrayLike,
+    *,
+    bias: ArrayLike | None = None,
+    where: ArrayLike | None = None,
+    temperature: ArrayLike | None = None,
+    logit_cap: float | None = None,
+    ignore_label: int | None = None,
+    block_size: int | None = None,
+    precision: Any = None,
+) -> RowStatistics:
+    """The statistics of every row of features · kernel + bias, a block of rows at a time.
+
+    target = z[y] - m,  rest = log Σ_{j≠y} exp(zⱼ - m),  mean = Σⱼ (zⱼ - m) / K,  shift = m = max z,  z = h W + b
+
+    Args:
+        features: h, [..., D], floating.
+        kernel: W, [D, V], floating, as the Dense layers of Flax and Haiku have it; a tied embedding is passed
+            transposed.
+        labels: [...], integers in [0, V).
+        bias: b, [V].
+        where: Which classes are present: boolean, [V].
+        temperature: T ≥ 0 divides the logits; a scalar or one number per row.
+        logit_cap: Logits become cap · tanh(z / cap), before the temperature.
+        ignore_label: The one label whose rows do not count: they look like a certain label, target 0 and rest -inf, so
+            that every objective gives 0, and their gradient is 0, whatever their features hold.
+        block_size: Rows in a block. By default so many that the float32 logits of one stay near 32 MiB on a CPU and
+            256 MiB elsewhere.
+        precision: Of the matrix products, as `jax.lax.dot_general` takes it.
+
+    Returns:
+        RowStatistics with fields [...], float32 or wider.
+
+    Raises:
+        TypeError: Features or kernel are not floating, the labels not integers, or the mask not boolean.
+        ValueError: The kernel is not [D, V], a shape does not fit or an option is out of range.
+
+    Numerics:
+        Products take the dtype of the features and accumulate in float32 or wider; the statistics are those of
+        `row_statistics` on such logits. A label outside of [0, V) makes its row NaN.
+
+    Gradient:
+        dz as in `row_statistics`; dh = dz Wᵀ, dW = hᵀ dz and db = Σ dz, where dz takes the dtype of the features and
+        sums accumulate in float32 or wider. Kept: the arguments and three numbers per row; the backward pass computes
+        each block again, four products in all. Reverse mode of any order, forward over reverse; forward mode inside of
+        `jaxsoftmax.forward_mode()`.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxsoftmax
+        >>> features, kernel = jnp.array([[1.0, 2.0]]), jnp.array([[1.0, 0.0, 3.0], [8.0, 0.0, -1.0]])
+        >>> [odds] = jaxsoftmax.linear_statistics(features, kernel, jnp.array([0])).log_odds
+        >>> print(f"{odds:.4f}")
+        15.6867
+    """
+    name = "linear_statistics"
+    statics = Statics(logit_cap, ignore_label, block_size, precision)
+    check_statics(name, temperature, statics)
+    return _statistics_call(features, kernel, labels, bias, where, temperature, statics=statics)
+
+
+def linear_loss(
+    objective: Callable[[RowStatistics], jax.Array],
+    features: ArrayLike,
+    kernel: ArrayLike,
+    labels: ArrayLike,
+    *,
+    weights: ArrayLike | None = None,
+    reduction: str = "mean",
+    bias: ArrayLike | None = None,
+    where: ArrayLike | None = None,
+    temperature: ArrayLike | None = None,
+    logit_cap: float | None = None,
+    ignore_label: int | None = None,
+    block_size: int | None = None,
+    precision: Any = None,
+) -> jax.Array:
+    """Any objective of the row statistics, from features and kernel, a block of rows at a time.
+
+    "mean": Σᵢ wᵢ f(sᵢ) / Σᵢ wᵢ.  "sum": Σᵢ wᵢ f(sᵢ).  "none": wᵢ f(sᵢ).
+
+    Args:
+        objective: f, from `RowStatistics` with fields [N] to losses [N], each a function of its own row alone. One of
+            `jaxsoftmax.objectives`, or yours; what it closes over is differentiated too.
+        features: h, [..., D], floating.
+        kernel: W, [D, V], floating; a tied embedding is passed transposed.
+        labels: [...], integers in [0, V).
+        weights: w, [...], how much each row counts; 1 by default.
+        reduction: "mean" or "sum" of the rows that count, or "none".
+        bias: b, [V].
+        where: Which classes are present: boolean, [V].
+        temperature: T ≥ 0 divides the logits; a scalar or one number per row.
+        logit_cap: Logits become cap · tanh(z / cap), before the temperature.
+        ignore_label: The one label whose rows have weight 0.
+        block_size: Rows in a block. By default so many that the float32 logits of one stay near 32 MiB on a CPU and
+            256 MiB elsewhere.
+        precision: Of the matrix products, as `jax.lax.dot_general` takes it.
+
+    Returns:
+        A scalar, or [...] for "none", in float32 or wider. The mean is 0 where the weights sum to 0.
+
+    Raises:
+        TypeError: Features or kernel are not floating, the labels not integers, or the mask not boolean.
+        ValueError: The kernel is not [D, V], a shape does not fit, the objective does not give one loss per row, or an
+            option is out of range or unknown.
+
+    Numerics:
+        See `linear_statistics`. A row of weight 0 takes no part, whatever its features hold, and a block of such rows
+        costs nothing.
+
+    Gradient:
+        By features, kernel, bias, temperature, weights and what the objective closes over. "mean" and "sum" compute it
+        while a block's logits are at hand, three products in all, and keep it, in float32, for the backward pass;
+        forward alone is one product. "none" computes the blocks again. All modes, as for `linear_statistics`.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxsoftmax
+        >>> def objective(statistics):
+        ...     return -statistics.log_prob + 0.1 * statistics.error_prob
+        >>> features, kernel = jnp.array([[1.0, 2.0]]), jnp.array([[1.0, 0.0, 3.0], [1.0, 0.0, -1.0]])
+        >>> print(f"{jaxsoftmax.linear_loss(objective, features, kernel, jnp.array([0])):.4f}")
+        0.1855
+
+    References:
+        E. Wijmans et al., Cut Your Losses in Large-Vocabulary Language Models, 2025.
+    """
+    name = "linear_loss"
+    statics = Statics(logit_cap, ignore_label, block_size, precision)
+    check_statics(name, temperature, statics)
+    checks.choice(name, ("mean", "sum", "none"), reduction=reduction)
+    if not callable(objective):
+        checks.fail(TypeError, name, "objective must be a function of RowStatistics", objective=objective)
+    call = _loss_jit if _closes_over_nothing(objective) else _loss_call
+    arrays_ = (features, kernel, labels, weights, bias, where, temperature, ())
+    return call(*arrays_, name=name, objective=objective, reduction=reduction, statics=statics)
+
+
+def linear_cross_entropy(
+    features: ArrayLike,
+    kernel: ArrayLike,
+    labels: ArrayLike,
+    *,
+    label_smoothing: ArrayLike = 0.0,
+    smoothing: str = "uniform",
+    z_loss: ArrayLike = 0.0,
+    weights: ArrayLike | None = None,
+    reduction: str = "mean",
+    bias: ArrayLike | None = None,
+    where: ArrayLike | None = None,
+    temperature: ArrayLike | None = None,
+    logit_cap: float | None = None,
+    ignore_label: int | None = None,
+    block_size: int | None = None,
+    precision: Any = None,
+) -> jax.Array:
+    """Softmax cross entropy from features and kernel, without ever holding the logits.
+
+    (1 - ε) · -log p[y] + ε · mean over present classes of -log pⱼ + z_loss · (log Σ exp zⱼ)²,  z = h W + b
+
+    Args:
+        features: h, [..., D], floating.
+        kernel: W, [D, V], floating; a tied embedding is passed transposed.
+        labels: [...], integers in [0, V).
+        label_smoothing: ε in [0, 1].
+        smoothing: "uniform" for ε/K on each of the K present classes, "others" for ε/(K-1) on all but the label.
+        z_loss: Coefficient ≥ 0 of the squared log normalizer.
+        weights: [...], how much each row counts; 1 by default.
+        reduction: "mean" over the weights of the rows that count, "sum", or "none".
+        bias: b, [V].
+        where: Which classes are present: boolean, [V].
+        temperature: T ≥ 0 divides the logits; a scalar or one number per row.
+        logit_cap: Logits become cap · tanh(z / cap), before the temperature.
+        ignore_label: The one label whose rows have weight 0.
+        block_size: Rows in a block. By default so many that the float32 logits of one stay near 32 MiB on a CPU and
+            256 MiB elsewhere.
+        precision: Of the matrix products, as `jax.lax.dot_general` takes it.
+
+    Returns:
+        A scalar, or [...] for "none", in nats, float32 or wider. The mean is 0 where the weights sum to 0.
+
+    Raises:
+        TypeError: Features or kernel are not floating, the labels not integers, or the mask not boolean.
+        ValueError: The kernel is not [D, V], a shape does not fit or an option is out of range or unknown.
+
+    Numerics:
+        `cross_entropy` on logits that accumulate in float32 or wider; see `linear_statistics`.
+
+    Gradient:
+        See `linear_loss`; also by label_smoothing and z_loss.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxsoftmax
+        >>> features, kernel = jnp.array([[1.0, 2.0]]), jnp.array([[1.0, 0.0, 3.0], [1.0, 0.0, -1.0]])
+        >>> print(f"{jaxsoftmax.linear_cross_entropy(features, kernel, jnp.array([0])):.4f}")
+        0.1698
+
+    References:
+        E. Wijmans et al., Cut Your Losses in Large-Vocabulary Language Models, 2025.
+    """
+    name = "linear_cross_entropy"
+    statics = Statics(logit_cap, ignore_label, block_size, precision)
+    check_statics(name, temperature, statics)
+    checks.choice(name, ("mean", "sum", "none"), reduction=reduction)
+    checks.numbers_in(name, 0, 1, label_smoothing=label_smoothing)
+    checks.numbers_in(name, 0, math.inf, z_loss=z_loss)
+    checks.choice(name, ("uniform", "others"), smoothing=smoothing)
+    used = tuple(not (isinstance(option, int | float) and option == 0) for option in (label_smoothing, z_loss))
+    options = tuple(option for option, on in zip((label_smoothing, z_loss), used, strict=True) if on)
+    arrays_ = (features, kernel, labels, weights, bias, where, temperature, options)
+    objective = _CrossEntropy(smoothing, *used)
+    return _loss_jit(*arrays_, name=name, objective=objective, reduction=reduction, statics=statics)
+
+
+# The statistics as an operation on rows: the dense one, on the logits of a block.
+
+
+class Statics(NamedTuple):
+    """The options that are fixed when a program is traced."""
+
+    logit_cap: float | None
+    ignore_label: int | None
+    block_size: int | None
+    precision: Any
+
+
+class _Numbers(NamedTuple):
+    """What the backward pass needs of a row."""
+
+    largest: jax.Array
+    target: jax.Array
+    others: jax.Array
+
+
+def _column(x: Any) -> Any:
+    return None if x is None else x[:, None]
+
+
+def _residuals(logits: Any, rows: Any, numbers: _Numbers) -> DenseResiduals:
+    labels, temperature, classes = map(_column, rows)
+    kept: Any = map(_column, numbers)
+    return DenseResiduals(logits[0], labels, None, classes, temperature, *kept)
+
+
+def _rows_forward(options: DenseOptions, logits: Any, rows: Any) -> Any:
+    (values,), (labels, temperature, classes) = logits, map(_column, rows)
+    outs, kept = dense_forward(options, values, labels, None, classes, temperature)
+    numbers = _Numbers(kept.largest, kept.target, kept.others)
+    outs, numbers = jax.tree.map(lambda x: x[:, 0], (outs, numbers))
+    return RowStatistics._make((*outs, rows[2])), numbers
+
+
+def _rows_backward(options: DenseOptions, logits: Any, rows: Any, numbers: _Numbers, cotangents: Any) -> Any:
+    wide = tuple(map(_column, cotangents[:4]))
+    dlogits, _, _, _, dtemperature = dense_backward(options, _residuals(logits, rows, numbers), wide)
+    return (dlogits,), (None, None if dtemperature is None else dtemperature[:, 0], None)
+
+
+def _rows_tangent(options: DenseOptions, logits: Any, rows: Any, numbers: _Numbers, along: Any, trows: Any) -> Any:
+    tangents = (along[0], None, None, None, _column(trows[1]))
+    outs = dense_tangent(options, _residuals(logits, rows, numbers), tangents)
+    outs = jax.tree.map(lambda x: x[:, 0], outs)
+    return RowStatistics._make((*outs, None if rows[2] is None else jnp.zeros_like(rows[2])))
+
+
+_ROWS = streams.RowRules(_rows_forward, _rows_backward, _rows_tangent)
+
+
+def check_statics(function: str, temperature: Any, statics: Statics) -> None:
+    """The options that are Python values, before anything is traced."""
+    checks.numbers_in(function, 0, math.inf, temperature=temperature)
+    checks.positive(function, logit_cap=statics.logit_cap)
+    checks.whole(function, ignore_label=statics.ignore_label, block_size=statics.block_size)
+    checks.numbers_in(function, 1, math.inf, block_size=statics.block_size)
+
+
+def _canonical(
+    function: str, features: Any, kernel: Any, labels: Any, bias: Any, where: Any, temperature: Any, statics: Statics
+) -> tuple[streams.Plan, streams.Inputs, tuple[int, ...]]:
+    """Checked, with all rows along one axis; and the shape of the batch. Classes are counted."""
+    features, kernel, bias = checks.head(function, ("features", "kernel", "bias"), features, kernel, bias)
+    where = checks.classes_present(function, where, kernel)
+    labels = checks.row_labels(function, labels, features)
+    temperature = checks.row_numbers(function, "temperature", temperature, features, scalar=True)
+    batch, rows = features.shape[:-1], math.prod(features.shape[:-1])
+    labels = labels.reshape(rows)
+    counted = None
+    if statics.ignore_label is not None:
+        counted = labels != statics.ignore_label
+        labels = jnp.where(counted, labels, 0)
+    present = jnp.ones(kernel.shape[1:], bool) if where is None else where
+    present = present if bias is None else present & ~jnp.isneginf(bias)
+    dtype = arrays.compute_dtype(features.dtype)
+    classes = jnp.broadcast_to(jnp.sum(present.astype(dtype)), rows)
+    side = streams.Side(features.reshape(rows, features.shape[-1]), kernel, bias)
+    temperature = None if temperature is None else temperature.reshape(rows)
+    inputs = streams.Inputs((side,), where, (labels, temperature, classes), counted)
+    block = streams.block_rows(rows, kernel.shape[1], statics.block_size)
+    cap = None if statics.logit_cap is None else float(statics.logit_cap)
+    return streams.Plan(_ROWS, DenseOptions(1, cap, None), block, statics.precision), inputs, batch
+
+
+def _without_mean(inputs: streams.Inputs) -> streams.Inputs:
+    """The mean is not computed where the number of classes is not given."""
+    return inputs._replace(rows=(*inputs.rows[:2], None))
+
+
+def _certain(statistics: RowStatistics, counted: jax.Array | None) -> RowStatistics:
+    """Rows that do not count look like a certain label; the number of classes stays."""
+    if counted is None:
+        return statistics
+    certain = (0.0, -jnp.inf, 0.0, 0.0)
+    outs: Any = [x if x is None else jnp.where(counted, x, c) for x, c in zip(statistics[:4], certain, strict=True)]
+    return RowStatistics._make((*outs, statistics.classes))
+
+
+_jit = functools.partial(jax.jit, inline=True)
+
+
+@functools.partial(_jit, static_argnames="statics")
+def _statistics_call(
+    features: Any, kernel: Any, labels: Any, bias: Any, where: Any, temperature: Any, *, statics: Statics
+) -> RowStatistics:
+    name = "linear_statistics"
+    statistics, batch = statistics_of_rows(name, features, kernel, labels, bias, where, temperature, statics, mean=True)
+    return jax.tree.map(lambda x: x.reshape(batch), statistics)
+
+
+def statistics_of_rows(
+    function: str,
+    features: Any,
+    kernel: Any,
+    labels: Any,
+    bias: Any,
+    where: Any,
+    temperature: Any,
+    statics: Statics,
+    *,
+    mean: bool,
+) -> tuple[RowStatistics, tuple[int, ...]]:
+    """Checked in the name of the function and computed, with fields [N]; and the shape of the batch."""
+    plan, inputs, batch = _canonical(function, features, kernel, labels, bias, where, temperature, statics)
+    inputs = inputs if mean else _without_mean(inputs)
+    return _certain(streams.streamed(plan, inputs), inputs.counted), batch
+
+
+@dataclasses.dataclass(frozen=True)
+class _CrossEntropy:
+    """The objective of `linear_cross_entropy`; its options come as arrays, after the statistics."""
+
+    smoothing: str
+    smoothed: bool
+    penalized: bool
+
+    def __call__(self, statistics: RowStatistics, *options: Any) -> jax.Array:
+        name, dtype, left = "linear_cross_entropy", statistics.target.dtype, list(options)
+        share = checks.scalar(name, dtype, label_smoothing=left.pop(0)) if self.smoothed else 0.0
+        coefficient = checks.scalar(name, dtype, z_loss=left.pop(0)) if self.penalized else 0.0
+        return objectives.penalized(objectives.smoothed(statistics, share, self.smoothing), statistics, coefficient)
+
+
+@dataclasses.dataclass(frozen=True)
+class _OnRows:
+    """The objective as a function of the outputs of the operation on rows, and of what it closes over."""
+
+    objective: Callable[..., jax.Array]
+
+    def __call__(self, statistics: RowStatistics, consts: tuple[Any, ...]) -> jax.Array:
+        return self.objective(_filled(statistics), *consts)
+
+
+def _filled(statistics: RowStatistics) -> RowStatistics:
+    """Something for the fields that were found to be of no use."""
+    if statistics.mean is not None:
+        return statistics
+    nothing = jnp.zeros_like(statistics.target)
+    return statistics._replace(mean=nothing, classes=nothing)
+
+
+def _closes_over_nothing(objective: Any) -> bool:
+    """Whether it is safe to remember what was compiled for it: a function of a module, perhaps with fixed options."""
+    if isinstance(objective, functools.partial):
+        fixed = [*objective.args, *objective.keywords.values()]
+        return all(isinstance(x, int | float | str) for x in fixed) and _closes_over_nothing(objective.func)
+    return getattr(objective, "__closure__", objective) is None
+
+
+def _example(rows: int, dtype: Any) -> RowStatistics:
+    """Statistics of so many rows, without numbers."""
+    return RowStatistics._make([jax.ShapeDtypeStruct((rows,), dtype)] * len(RowStatistics._fields))
+
+
+def _uses_mean(objective: Callable[..., Any], example: RowStatistics, options: Any) -> bool:
+    """Whether the objective looks at the mean or the number of classes; read off its program."""
+    program = jax.make_jaxpr(objective)(example, *options).jaxpr
+    used = {id(x) for equation in program.eqns for x in equation.invars} | {id(x) for x in program.outvars}
+    places = [i for i, field in enumerate(RowStatistics._fields) if field in ("mean", "classes")]
+    return any(id(program.invars[i]) in used for i in places)
+
+
+def _loss_call(
+    features: Any,
+    kernel: Any,
+    labels: Any,
+    weights: Any,
+    bias: Any,
+    where: Any,
+    temperature: Any,
+    options: tuple[Any, ...],
+    *,
+    name: str,
+    objective: Callable[..., jax.Array],
+    reduction: str,
+    statics: Statics,
+) -> jax.Array:
+    plan, inputs, batch = _canonical(name, features, kernel, labels, bias, where, temperature, statics)
+    given: Any = checks.row_numbers(name, "weights", weights, jnp.asarray(features), scalar=False)
+    given = None if weights is None else given.reshape(inputs.sides[0].features.shape[0])
+
+    dtype = arrays.compute_dtype(inputs.sides[0].features.dtype)
+    options = tuple(jnp.asarray(option).astype(dtype) for option in options)
+    example = _example(plan.block, dtype)
+    shape = jax.eval_shape(objective, example, *options)
+    if getattr(shape, "shape", None) != (plan.block,):
+        checks.fail(ValueError, name, "objective must return one loss per row", objective=objective, losses=shape)
+    if not _uses_mean(objective, example, options):
+        inputs = _without_mean(inputs)
+    if reduction != "none" and not options and not _closes_over_nothing(objective):
+        objective, consts = jax.closure_convert(objective, example)
+        options = tuple(consts)
+    return reduced(plan, inputs, given, _OnRows(objective), options, reduction, batch)
+
+
+def reduced(
+    plan: streams.Plan,
+    inputs: streams.Inputs,
+    weights: jax.Array | None,
+    objective: Callable[..., jax.Array],
+    consts: tuple[Any, ...],
+    reduction: str,
+    batch: tuple[int, ...],
+) -> jax.Array:
+    """Losses of the operation on rows, times the weights [N], as a mean, a sum, or one per row in the batch's shape.
+
+    Rows of weight 0, and those that do not count already, are not computed where a whole block of them comes together.
+    """
+    features = inputs.sides[0].features
+    rows = jnp.ones(features.shape[0], arrays.compute_dtype(features.dtype)) if weights is None else weights
+    if inputs.counted is not None:
+        rows = jnp.where(inputs.counted, rows, 0.0)
+    if weights is not None or inputs.counted is not None:
+        inputs = inputs._replace(counted=rows != 0)
+    if reduction == "none":
+        losses = objective(streams.streamed(plan, inputs), consts)
+        return jnp.where(rows == 0, 0.0, rows * losses).reshape(batch)
+    if reduction == "mean":
+        total = jnp.sum(rows)
+        rows = rows / jnp.where(total == 0, 1.0, total)
+    return streams.streamed_sum(plan, objective, inputs, rows, consts)
+
+
+_loss_jit = _jit(_loss_call, static_argnames=("name", "objective", "reduction", "statics"))

@@ -1,0 +1,354 @@
+"""What the distributions of a streamed head are: log-probabilities, entropies and divergences."""
+
+import dataclasses
+import functools
+import math
+from typing import Any, NamedTuple
+
+import jax
+from jax.typing import ArrayLike
+
+from jaxsoftmax._core import checks, streams
+from jaxsoftmax.divergences import (
+    DivergenceResiduals,
+    KLResiduals,
+    entropy_backward,
+    entropy_forward,
+    entropy_tangent,
+    kl_backward,
+    kl_forward,
+    kl_tangent,
+)
+from jaxsoftmax.linear import Statics, check_statics, reduced, statistics_of_rows
+from jaxsoftmax.statistics import cap_slope, capped
+
+__all__ = ["linear_entropy", "linear_kl_divergence", "linear_log_probs"]
+
+
+def linear_log_probs(
+    features: ArrayLike,
+    kernel: ArrayLike,
+    labels: ArrayLike,
+    *,
+    bias: ArrayLike | None = None,
+    where: ArrayLike | None = None,
+    temperature: ArrayLike | None = None,
+    logit_cap: float | None = None,
+    ignore_label: int | None = None,
+    block_size: int | None = None,
+    precision: Any = None,
+) -> jax.Array:
+    """The log-probability of each row's label, from features and kernel: what policy optimization needs.
+
+    log p[y],  p = softmax((h W + b) / T)
+
+    Args:
+        features: h, [..., D], floating.
+        kernel: W, [D, V], floating; a tied embedding is passed transposed.
+        labels: [...], integers in [0, V): the actions or tokens.
+        bias: b, [V].
+        where: Which classes are present: boolean, [V].
+        temperature: T ≥ 0 divides the logits; a scalar or one number per row.
+        logit_cap: Logits become cap · tanh(z / cap), before the temperature.
+        ignore_label: The one label whose rows have log-probability 0 and gradient 0.
+        block_size: Rows in a block, as in `linear_statistics`.
+        precision: Of the matrix products, as `jax.lax.dot_general` takes it.
+
+    Returns:
+        [...] in nats, float32 or wider.
+
+    Raises:
+        TypeError: Features or kernel are not floating, the labels not integers, or the mask not boolean.
+        ValueError: The kernel is not [D, V], a shape does not fit or an option is out of range.
+
+    Numerics:
+        -log1p(Σ_{j≠y} exp(zⱼ - z_y)), right to the last digit when p[y] nears 1; an absent label has -inf.
+
+    Gradient:
+        As for `linear_statistics`: the blocks are computed again. All modes.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxsoftmax
+        >>> features, kernel = jnp.array([[1.0, 2.0]]), jnp.array([[1.0, 0.0, 3.0], [1.0, 0.0, -1.0]])
+        >>> [log_prob] = jaxsoftmax.linear_log_probs(features, kernel, jnp.array([0]))
+        >>> print(f"{log_prob:.4f}")
+        -0.1698
+    """
+    statics = Statics(logit_cap, ignore_label, block_size, precision)
+    check_statics("linear_log_probs", temperature, statics)
+    return _log_probs_call(features, kernel, labels, bias, where, temperature, statics=statics)
+
+
+def linear_entropy(
+    features: ArrayLike,
+    kernel: ArrayLike,
+    *,
+    bias: ArrayLike | None = None,
+    where: ArrayLike | None = None,
+    temperature: ArrayLike | None = None,
+    logit_cap: float | None = None,
+    block_size: int | None = None,
+    precision: Any = None,
+) -> jax.Array:
+    """The entropy of each row's distribution, from features and kernel.
+
+    H(p) = -Σⱼ pⱼ log pⱼ,  p = softmax((h W + b) / T)
+
+    Args:
+        features: h, [..., D], floating.
+        kernel: W, [D, V], floating; a tied embedding is passed transposed.
+        bias: b, [V].
+        where: Which classes are present: boolean, [V].
+        temperature: T ≥ 0 divides the logits; a scalar or one number per row.
+        logit_cap: Logits become cap · tanh(z / cap), before the temperature.
+        block_size: Rows in a block, as in `linear_statistics`.
+        precision: Of the matrix products, as `jax.lax.dot_general` takes it.
+
+    Returns:
+        [...] in nats, float32 or wider.
+
+    Raises:
+        TypeError: Features or kernel are not floating, or the mask not boolean.
+        ValueError: The kernel is not [D, V], a shape does not fit or an option is out of range.
+
+    Numerics:
+        As in `entropy`, on logits that accumulate in float32 or wider.
+
+    Gradient:
+        dz as in `entropy`, and from there as in `linear_statistics`: the blocks are computed again. All modes.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxsoftmax
+        >>> print(jaxsoftmax.linear_entropy(jnp.zeros((1, 2)), jnp.ones((2, 4))))
+        [1.3862944]
+    """
+    statics = Statics(logit_cap, None, block_size, precision)
+    check_statics("linear_entropy", temperature, statics)
+    return _entropy_call(features, kernel, bias, where, temperature, statics=statics)
+
+
+def linear_kl_divergence(
+    student_features: ArrayLike,
+    student_kernel: ArrayLike,
+    teacher_features: ArrayLike,
+    teacher_kernel: ArrayLike,
+    *,
+    weights: ArrayLike | None = None,
+    reduction: str = "mean",
+    student_bias: ArrayLike | None = None,
+    teacher_bias: ArrayLike | None = None,
+    where: ArrayLike | None = None,
+    temperature: ArrayLike | None = None,
+    block_size: int | None = None,
+    precision: Any = None,
+) -> jax.Array:
+    """The divergence of a student from its teacher, where neither side's logits are ever held.
+
+    KL(q ‖ p) = Σⱼ qⱼ (log qⱼ - log pⱼ),  p of the student, q of the teacher, both of softmax((h W + b) / T)
+
+    Args:
+        student_features: [..., D], floating.
+        student_kernel: [D, V], floating.
+        teacher_features: [..., E], floating: the teacher may have another width.
+        teacher_kernel: [E, V], floating.
+        weights: [...], how much each row counts; 1 by default.
+        reduction: "mean" over the weights, "sum", or "none".
+        student_bias: [V].
+        teacher_bias: [V].
+        where: Which classes are present in both: boolean, [V].
+        temperature: T ≥ 0 divides both; a scalar or one number per row. The usual factor T² is left to the caller.
+        block_size: Rows in a block; by default half as many as in `linear_statistics`.
+        precision: Of the matrix products, as `jax.lax.dot_general` takes it.
+
+    Returns:
+        A scalar, or [...] for "none", in nats, ≥ 0, float32 or wider. The mean is 0 where the weights sum to 0.
+
+    Raises:
+        TypeError: Features or kernels are not floating or not of one dtype, or the mask is not boolean.
+        ValueError: A kernel is not [D, V], a shape does not fit or an option is out of range or unknown.
+
+    Numerics:
+        As in `kl_divergence`, on logits that accumulate in float32 or wider.
+
+    Gradient:
+        By both sides, the temperature and the weights, as in `linear_loss`. A frozen teacher costs no products beyond
+        its logits: under jit what is not asked for is not computed. All modes.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxsoftmax
+        >>> student, teacher = jnp.array([[1.0, 0.0]]), jnp.array([[2.0]])
+        >>> kernels = jnp.array([[1.0, 0.0], [0.0, 1.0]]), jnp.array([[1.0, 0.0]])
+        >>> print(f"{jaxsoftmax.linear_kl_divergence(student, kernels[0], teacher, kernels[1]):.4f}")
+        0.0671
+
+    References:
+        G. Hinton, O. Vinyals and J. Dean, Distilling the Knowledge in a Neural Network, 2015.
+    """
+    statics = Statics(None, None, block_size, precision)
+    check_statics("linear_kl_divergence", temperature, statics)
+    checks.choice("linear_kl_divergence", ("mean", "sum", "none"), reduction=reduction)
+    student = student_features, student_kernel, student_bias
+    teacher = teacher_features, teacher_kernel, teacher_bias
+    return _kl_call(student, teacher, weights, where, temperature, reduction=reduction, statics=statics)
+
+
+# The rules are those of the dense operations (divergences.py), on the logits of a block.
+
+
+class _EntropyNumbers(NamedTuple):
+    """What the backward pass needs of a row."""
+
+    shift: jax.Array
+    others: jax.Array
+
+
+def _entropy_residuals(cap: float | None, logits: Any, rows: Any, numbers: _EntropyNumbers) -> DivergenceResiduals:
+    shift, others = numbers
+    return DivergenceResiduals(
+        capped(logits[0], None, cap), None, None, _column(rows[0]), _column(shift), _column(others)
+    )
+
+
+def _column(x: Any) -> Any:
+    return None if x is None else x[:, None]
+
+
+def _entropy_rows_forward(cap: float | None, logits: Any, rows: Any) -> Any:
+    out, kept = entropy_forward(1, capped(logits[0], None, cap), None, _column(rows[0]))
+    return out[:, 0], _EntropyNumbers(kept.shift[:, 0], kept.others[:, 0])
+
+
+def _entropy_rows_backward(cap: float | None, logits: Any, rows: Any, numbers: Any, cotangent: Any) -> Any:
+    residuals = _entropy_residuals(cap, logits, rows, numbers)
+    dlogits, _, dtemperature = entropy_backward(1, residuals, cotangent[:, None])
+    if cap is not None:
+        dlogits = dlogits * cap_slope(logits[0], None, cap)
+    return (dlogits,), (None if dtemperature is None else dtemperature[:, 0],)
+
+
+def _entropy_rows_tangent(cap: float | None, logits: Any, rows: Any, numbers: Any, along: Any, trows: Any) -> Any:
+    residuals = _entropy_residuals(cap, logits, rows, numbers)
+    tangent = along[0] if cap is None else along[0] * cap_slope(logits[0], None, cap)
+    return entropy_tangent(1, residuals, (tangent, None, _column(trows[0])))[:, 0]
+
+
+_ENTROPY = streams.RowRules(_entropy_rows_forward, _entropy_rows_backward, _entropy_rows_tangent)
+
+
+class _KLNumbers(NamedTuple):
+    """What the backward pass needs of a row."""
+
+    largest: jax.Array
+    others: jax.Array
+    target_largest: jax.Array
+    target_others: jax.Array
+
+
+def _kl_residuals(logits: Any, rows: Any, numbers: _KLNumbers) -> KLResiduals:
+    return KLResiduals._make((*logits, None, _column(rows[0]), *map(_column, numbers)))
+
+
+def _kl_rows_forward(_: None, logits: Any, rows: Any) -> Any:
+    student, teacher = logits
+    out, kept = kl_forward(1, student, teacher, None, _column(rows[0]))
+    numbers = _KLNumbers(kept.largest, kept.others, kept.target_largest, kept.target_others)
+    return out[:, 0], jax.tree.map(lambda x: x[:, 0], numbers)
+
+
+def _kl_rows_backward(_: None, logits: Any, rows: Any, numbers: Any, cotangent: Any) -> Any:
+    *dlogits, _where, dtemperature = kl_backward(1, _kl_residuals(logits, rows, numbers), cotangent[:, None])
+    return tuple(dlogits), (None if dtemperature is None else dtemperature[:, 0],)
+
+
+def _kl_rows_tangent(_: None, logits: Any, rows: Any, numbers: Any, along: Any, trows: Any) -> Any:
+    return kl_tangent(1, _kl_residuals(logits, rows, numbers), (*along, None, _column(trows[0])))[:, 0]
+
+
+_KL = streams.RowRules(_kl_rows_forward, _kl_rows_backward, _kl_rows_tangent)
+
+
+_jit = functools.partial(jax.jit, inline=True)
+
+
+@functools.partial(_jit, static_argnames="statics")
+def _log_probs_call(
+    features: Any, kernel: Any, labels: Any, bias: Any, where: Any, temperature: Any, *, statics: Statics
+) -> jax.Array:
+    name = "linear_log_probs"
+    statistics, batch = statistics_of_rows(
+        name, features, kernel, labels, bias, where, temperature, statics, mean=False
+    )
+    return statistics.log_prob.reshape(batch)
+
+
+def _rows(x: jax.Array, count: int) -> jax.Array:
+    return x.reshape(count, *x.shape[x.ndim - 1 :])
+
+
+def inputs_of(
+    function: str, features: Any, kernel: Any, bias: Any, where: Any, temperature: Any
+) -> tuple[streams.Inputs, tuple[int, ...]]:
+    """Checked, with all rows along one axis and the temperature as the only number per row; the shape of the batch."""
+    features, kernel, bias = checks.head(function, ("features", "kernel", "bias"), features, kernel, bias)
+    where = checks.classes_present(function, where, kernel)
+    temperature = checks.row_numbers(function, "temperature", temperature, features, scalar=True)
+    batch = features.shape[:-1]
+    count = math.prod(batch)
+    side = streams.Side(_rows(features, count), kernel, bias)
+    return streams.Inputs((side,), where, (_flat(temperature, count),), None), batch
+
+
+def _flat(x: jax.Array | None, count: int) -> jax.Array | None:
+    return None if x is None else x.reshape(count)
+
+
+def plan_of(rules: streams.RowRules | None, options: Any, inputs: streams.Inputs, statics: Statics) -> streams.Plan:
+    count = inputs.sides[0].features.shape[0]
+    classes = sum(side.kernel.shape[1] for side in inputs.sides)
+    return streams.Plan(rules, options, streams.block_rows(count, classes, statics.block_size), statics.precision)
+
+
+@functools.partial(_jit, static_argnames="statics")
+def _entropy_call(
+    features: Any, kernel: Any, bias: Any, where: Any, temperature: Any, *, statics: Statics
+) -> jax.Array:
+    inputs, batch = inputs_of("linear_entropy", features, kernel, bias, where, temperature)
+    return streams.streamed(plan_of(_ENTROPY, cap_of(statics), inputs, statics), inputs).reshape(batch)
+
+
+def cap_of(statics: Statics) -> float | None:
+    return None if statics.logit_cap is None else float(statics.logit_cap)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Itself:
+    """The objective of an operation whose output is the loss."""
+
+    def __call__(self, loss: jax.Array, consts: tuple[Any, ...]) -> jax.Array:
+        return loss
+
+
+@functools.partial(_jit, static_argnames=("reduction", "statics"))
+def _kl_call(
+    student: Any, teacher: Any, weights: Any, where: Any, temperature: Any, *, reduction: str, statics: Statics
+) -> jax.Array:
+    name = "linear_kl_divergence"
+    student, teacher = (
+        streams.Side(*checks.head(name, (f"{who}_features", f"{who}_kernel", f"{who}_bias"), *given))
+        for who, given in (("student", student), ("teacher", teacher))
+    )
+    checks.same_dtype(name, student_features=student.features, teacher_features=teacher.features)
+    batch = student.features.shape[:-1]
+    if teacher.features.shape[:-1] != batch or teacher.kernel.shape[1] != student.kernel.shape[1]:
+        rule = "student and teacher must have the same rows and the same classes"
+        given = dict(zip(("student_features", "student_kernel"), student, strict=False))
+        given |= dict(zip(("teacher_features", "teacher_kernel"), teacher, strict=False))
+        checks.fail(ValueError, name, rule, **given)
+    where = checks.classes_present(name, where, student.kernel)
+    temperature = checks.row_numbers(name, "temperature", temperature, student.features, scalar=True)
+    weights = checks.row_numbers(name, "weights", weights, student.features, scalar=False)
+    count = math.prod(batch)
+    sides = tuple(side._replace(features=_rows(side.features, count)) for side in (student, teacher))
+    inputs = streams.Inputs(sides, where, (_flat(temperature, count),), None)
+    plan = plan_of(_KL, None, inputs, statics)
+    return reduced(plan, inputs, _flat(weights, count), _Itself(), (), reduction, batch)

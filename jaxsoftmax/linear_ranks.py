@@ -1,0 +1,175 @@
+"""The best classes of a streamed head, and how often the label is among them."""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.typing import ArrayLike
+
+from jaxsoftmax._core import arrays, checks, streams
+from jaxsoftmax.linear import Statics, check_statics
+from jaxsoftmax.linear_distributions import cap_of, inputs_of, plan_of
+from jaxsoftmax.losses import weighted_mean
+from jaxsoftmax.statistics import capped
+
+__all__ = ["TopClasses", "linear_accuracy", "linear_top_k"]
+
+
+class TopClasses(NamedTuple):
+    """The k most probable classes of each row, the best first; of equal ones the lower index.
+
+    Attributes:
+        indices: [..., k], int32.
+        log_probs: [..., k] in nats, float32 or wider; -inf for absent classes.
+    """
+
+    indices: jax.Array
+    log_probs: jax.Array
+
+
+def linear_top_k(
+    features: ArrayLike,
+    kernel: ArrayLike,
+    k: int,
+    *,
+    bias: ArrayLike | None = None,
+    where: ArrayLike | None = None,
+    temperature: ArrayLike | None = None,
+    logit_cap: float | None = None,
+    block_size: int | None = None,
+    precision: Any = None,
+) -> TopClasses:
+    """The k most probable classes of each row and their log-probabilities, from features and kernel.
+
+    Args:
+        features: h, [..., D], floating.
+        kernel: W, [D, V], floating; a tied embedding is passed transposed.
+        k: How many, 1 to V.
+        bias: b, [V].
+        where: Which classes are present: boolean, [V].
+        temperature: T ≥ 0 divides the logits; a scalar or one number per row.
+        logit_cap: Logits become cap · tanh(z / cap), before the temperature.
+        block_size: Rows in a block, as in `linear_statistics`.
+        precision: Of the matrix products, as `jax.lax.dot_general` takes it.
+
+    Returns:
+        TopClasses with fields [..., k].
+
+    Raises:
+        TypeError: Features or kernel are not floating, k not an integer, or the mask not boolean.
+        ValueError: The kernel is not [D, V], a shape does not fit or an option is out of range.
+
+    Numerics:
+        Log-probabilities as in `log_softmax`.
+
+    Gradient:
+        None: the result is a constant to differentiation. For that of a known class see `linear_log_probs`.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxsoftmax
+        >>> features, kernel = jnp.array([[1.0, 2.0]]), jnp.array([[1.0, 0.0, 3.0], [1.0, 0.0, -1.0]])
+        >>> print(jaxsoftmax.linear_top_k(features, kernel, 2).indices)
+        [[0 2]]
+    """
+    statics = Statics(logit_cap, None, block_size, precision)
+    check_statics("linear_top_k", temperature, statics)
+    checks.whole("linear_top_k", k=k)
+    return _top_k_call(features, kernel, bias, where, temperature, k=k, statics=statics)
+
+
+def linear_accuracy(
+    features: ArrayLike,
+    kernel: ArrayLike,
+    labels: ArrayLike,
+    *,
+    k: int = 1,
+    weights: ArrayLike | None = None,
+    bias: ArrayLike | None = None,
+    where: ArrayLike | None = None,
+    ignore_label: int | None = None,
+    block_size: int | None = None,
+    precision: Any = None,
+) -> jax.Array:
+    """The share of rows whose label is among the k most probable classes, from features and kernel.
+
+    Args:
+        features: h, [..., D], floating.
+        kernel: W, [D, V], floating; a tied embedding is passed transposed.
+        labels: [...], integers in [0, V); another label is among no classes.
+        k: How many classes, 1 to V.
+        weights: [...], how much each row counts; 1 by default.
+        bias: b, [V].
+        where: Which classes are present: boolean, [V].
+        ignore_label: The one label whose rows do not count.
+        block_size: Rows in a block, as in `linear_statistics`.
+        precision: Of the matrix products, as `jax.lax.dot_general` takes it.
+
+    Returns:
+        A scalar in [0, 1], float32 or wider; 0 where no row counts.
+
+    Raises:
+        TypeError: Features or kernel are not floating, labels or k not integers, or the mask not boolean.
+        ValueError: The kernel is not [D, V], a shape does not fit or an option is out of range.
+
+    Gradient:
+        None: the result is a constant to differentiation.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxsoftmax
+        >>> features, kernel = jnp.array([[1.0], [-1.0]]), jnp.array([[1.0, 0.0, -1.0]])
+        >>> print(jaxsoftmax.linear_accuracy(features, kernel, jnp.array([0, 1])))
+        0.5
+    """
+    statics = Statics(None, ignore_label, block_size, precision)
+    check_statics("linear_accuracy", None, statics)
+    checks.whole("linear_accuracy", k=k)
+    return _accuracy_call(features, kernel, labels, weights, bias, where, k=k, statics=statics)
+
+
+_jit = functools.partial(jax.jit, inline=True)
+
+
+@functools.partial(_jit, static_argnames=("k", "statics"))
+def _top_k_call(
+    features: Any, kernel: Any, bias: Any, where: Any, temperature: Any, *, k: int, statics: Statics
+) -> TopClasses:
+    return _top_k("linear_top_k", features, kernel, bias, where, temperature, k, statics)
+
+
+def _top_k(
+    function: str, features: Any, kernel: Any, bias: Any, where: Any, temperature: Any, k: int, statics: Statics
+) -> TopClasses:
+    inputs, batch = inputs_of(function, features, kernel, bias, where, temperature)
+    inputs = jax.tree.map(lax.stop_gradient, inputs)
+    classes = inputs.sides[0].kernel.shape[1]
+    if not 1 <= k <= classes:
+        checks.fail(ValueError, function, f"k must lie in [1, {classes}], the number of classes", k=k)
+
+    def function_of_block(logits: Any, block: Any, _: Any) -> Any:
+        values, scale = capped(logits[0], None, cap_of(statics)), block.rows[0]
+        scale = None if scale is None else scale[:, None]
+        largest = arrays.row_max(values, (1,))
+        others = jnp.abs(arrays.excess(values, (1,), largest, scale))
+        best, indices = lax.top_k(values, k)
+        return indices.astype(jnp.int32), arrays.centred(best, largest, scale) - jnp.log1p(others)
+
+    indices, log_probs = streams.map_blocks(plan_of(None, None, inputs, statics), inputs, function_of_block)
+    return TopClasses(indices.reshape(*batch, k), log_probs.reshape(*batch, k))
+
+
+@functools.partial(_jit, static_argnames=("k", "statics"))
+def _accuracy_call(
+    features: Any, kernel: Any, labels: Any, weights: Any, bias: Any, where: Any, *, k: int, statics: Statics
+) -> jax.Array:
+    name = "linear_accuracy"
+    best = _top_k(name, features, kernel, bias, where, None, k, statics)
+    features = jnp.asarray(features)
+    labels = checks.row_labels(name, labels, features)
+    hits = jnp.any(best.indices == labels[..., None].astype(jnp.int32), axis=-1)
+    given: Any = checks.row_numbers(name, "weights", weights, features, scalar=False)
+    rows = jnp.ones(labels.shape, arrays.compute_dtype(features.dtype)) if weights is None else given
+    if statics.ignore_label is not None:
+        rows = jnp.where(labels == statics.ignore_label, 0.0, rows)
+    return lax.stop_gradient(weighted_mean(hits, rows))
