@@ -2,7 +2,7 @@
 
 import argparse
 
-from benchmarks import accuracy, speed
+from benchmarks import accuracy, linear, speed
 
 
 def main() -> None:
@@ -10,6 +10,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="small shapes and few rounds, to see that everything runs")
     flags = ["--quick"] if parser.parse_args().quick else []
     speed.main(flags)
+    linear.main(flags)
     accuracy.main(flags)
 
 

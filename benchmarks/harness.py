@@ -1,4 +1,4 @@
-"""Timing, compiled memory, tables and files shared by the benchmarks.
+"""Timing, compiled memory, targets, tables and files shared by the benchmarks.
 
 A machine that other programs share is fast one second and slow the next, so absolute times mean little. The candidates
 of one comparison therefore run in one process, in turn, and every round gives one ratio to the baseline of the same
@@ -13,24 +13,35 @@ import os
 import pathlib
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 __all__ = [
     "Candidate",
     "Measurement",
+    "Target",
     "compiled",
     "device_name",
-    "draw_bars",
     "environment",
     "measure",
+    "megabytes",
+    "parse_shape",
     "print_table",
+    "print_targets",
     "result_path",
+    "sample",
+    "shape_text",
+    "summarize",
     "timed",
+    "to_float64",
+    "to_torch",
     "torch_candidate",
     "torch_module",
+    "worst_of",
     "write_json",
 ]
 
@@ -78,6 +89,20 @@ def torch_module(threads: int = 2) -> Any:
     return torch
 
 
+def to_torch(torch: Any, array: jax.Array) -> Any:
+    """The same values as a tensor; None for a random key, which torch keeps to itself."""
+    if jax.dtypes.issubdtype(array.dtype, jax.dtypes.prng_key):
+        return None
+    if jnp.issubdtype(array.dtype, jnp.integer):
+        return torch.from_numpy(np.array(array, np.int64))
+    return torch.from_numpy(np.array(array, np.float32)).to(getattr(torch, array.dtype.name))
+
+
+def to_float64(array: Any) -> np.ndarray:
+    """The values of an array or of a tensor; numpy itself cannot read a tensor in bfloat16."""
+    return np.asarray(array, np.float64) if isinstance(array, jax.Array) else array.double().numpy()
+
+
 def torch_candidate(
     function: Callable, args: Sequence, differentiate: Sequence[int] = (), seed: Any = None
 ) -> Candidate:
@@ -120,25 +145,23 @@ def timed(run: Callable[[], Any], repeats: int) -> float:
     return (time.perf_counter() - start) / repeats
 
 
-def measure(
+def sample(
     candidates: Mapping[str, Candidate],
-    baseline: str,
     least_rounds: int = 15,
     budget_s: float = 1.0,
     settle: bool = False,
-) -> dict[str, Measurement]:
+) -> dict[str, list[float]]:
     """Times the candidates in turn, in an order that changes from round to round.
 
     Args:
         candidates: by name.
-        baseline: the name of the one that the others are divided by.
         least_rounds: how many rounds to run at least.
         budget_s: the seconds that short comparisons fill with more rounds, up to `MOST_ROUNDS`.
         settle: whether to run a sample untimed before each timed one. The threads of some libraries go on spinning
             after a call returns (torch's do) and slow down whatever runs next, by a third as measured on two cores.
 
     Returns:
-        One measurement per name.
+        The seconds of one call, round by round, per name.
     """
     # The first call warms caches and allocators, the second tells how long one takes.
     for candidate in candidates.values():
@@ -158,15 +181,46 @@ def measure(
             if settle:
                 timed(candidates[name].run, repeats[name])
             times[name].append(timed(candidates[name].run, repeats[name]))
+    return times
 
+
+def summarize(
+    candidates: Mapping[str, Candidate], times: Mapping[str, Sequence[float]], baseline: str
+) -> dict[str, Measurement]:
+    """One measurement per candidate from the times of `sample`, with ratios to the one named `baseline`."""
     results = {}
-    for name in names:
+    for name, candidate in candidates.items():
         ratios = [mine / base for mine, base in zip(times[name], times[baseline], strict=True)]
         lower, middle, upper = statistics.quantiles(ratios, n=4, method="inclusive")
         results[name] = Measurement(
-            statistics.median(times[name]), middle, lower, upper, rounds, candidates[name].temp_bytes
+            statistics.median(times[name]), middle, lower, upper, len(ratios), candidate.temp_bytes
         )
     return results
+
+
+def measure(candidates: Mapping[str, Candidate], baseline: str, **effort: Any) -> dict[str, Measurement]:
+    """One measurement per candidate, with ratios to the one named `baseline`; `effort` is that of `sample`."""
+    return summarize(candidates, sample(candidates, **effort), baseline)
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """A promise and what was measured: the worst figure of all places where it holds, and that place."""
+
+    promise: str
+    limit: float
+    worst: float
+    place: str
+
+    @property
+    def met(self) -> bool:
+        return self.worst <= self.limit
+
+
+def worst_of(promise: str, limit: float, figures: Iterable[tuple[float, str]]) -> list[Target]:
+    """One target, or none where nothing was measured for it."""
+    figures = list(figures)
+    return [Target(promise, limit, *max(figures))] if figures else []
 
 
 def device_name() -> str:
@@ -177,7 +231,7 @@ def device_name() -> str:
 def environment() -> dict[str, Any]:
     """What a reader must know to compare two result files."""
     versions = {}
-    for package in ("jax", "jaxlib", "optax", "torch"):
+    for package in ("jax", "jaxlib", "optax", "torch", "tokamax"):
         try:
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
@@ -203,6 +257,19 @@ def write_json(path: pathlib.Path, content: Mapping[str, Any]) -> None:
     print(f"\nwrote {os.path.relpath(path)}")
 
 
+def parse_shape(text: str) -> tuple[int, ...]:
+    """A shape as flags have it: `4096x1000`."""
+    return tuple(map(int, text.split("x")))
+
+
+def shape_text(shape: Sequence[int]) -> str:
+    return "[" + ", ".join(map(str, shape)) + "]"
+
+
+def megabytes(count: int | None) -> str:
+    return "-" if count is None else f"{count / 1e6:.1f}"
+
+
 def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Prints a table: the first column to the left, the others to the right."""
     widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
@@ -211,51 +278,11 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         print("  ".join(cells).rstrip())
 
 
-def draw_bars(
-    path: pathlib.Path, panels: Mapping[str, Mapping[str, Mapping[str, float]]], columns: int, label: str
-) -> None:
-    """Draws ratios as bars that start at 1, on a logarithmic axis, so that twice and half as long look alike.
-
-    Args:
-        path: where to write the PNG.
-        panels: by title, the groups of the panel by name, each with its ratios by series.
-        columns: how many panels stand side by side.
-        label: what the ratio is.
-    """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        print("no chart: matplotlib is not installed")
-        return
-
-    series = list(dict.fromkeys(name for groups in panels.values() for group in groups.values() for name in group))
-    most_groups = max(len(groups) for groups in panels.values())
-    rows = -(-len(panels) // columns)
-    figure = Figure(figsize=(6.4 * columns, (0.4 * most_groups + 1.2) * rows), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).flat
-    height = 0.8 / len(series)
-    for axis, (title, groups) in zip(axes, panels.items(), strict=True):
-        for i, name in enumerate(series):
-            places = [
-                (place + (i + 0.5) * height - 0.4, g[name]) for place, g in enumerate(groups.values()) if name in g
-            ]
-            centres, ratios = zip(*places, strict=True)
-            axis.barh(centres, [ratio - 1 for ratio in ratios], 0.9 * height, left=1, color=f"C{i}", label=name)
-        axis.axvline(1, color="black", linewidth=0.8)
-        axis.set_xscale("log", base=2)
-        axis.xaxis.set_major_formatter("{x:g}")
-        axis.grid(axis="x", alpha=0.3)
-        axis.set_axisbelow(True)
-        axis.margins(y=0.01)
-        axis.set_yticks(range(len(groups)), groups)
-        axis.set_title(title)
-        axis.set_xlabel(label)
-        axis.tick_params(labelbottom=True)
-    # The panels share their axes, so one call holds for each. The first group goes on top.
-    every = [ratio for groups in panels.values() for group in groups.values() for ratio in group.values()]
-    figure.axes[0].set_xlim(min(0.8, *every) / 1.1, max(1.25, *every) * 1.1)
-    figure.axes[0].invert_yaxis()
-    handles, names = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside upper center", ncols=len(series), frameon=False)
-    figure.savefig(path, dpi=110)
-    print(f"wrote {os.path.relpath(path)}")
+def print_targets(results: Sequence[Target]) -> None:
+    print_table(
+        ("target, at its worst place", "limit", "measured", "", "at"),
+        [
+            (t.promise, f"{t.limit:.3g}", f"{t.worst:.4g}", "met" if t.met else "not met", t.place or "-")
+            for t in results
+        ],
+    )

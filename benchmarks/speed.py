@@ -11,15 +11,14 @@ import pathlib
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from benchmarks import harness
+from benchmarks import charts, harness
 from benchmarks.operations import OPERATIONS, Operation
 
 FORWARD = "forward"
@@ -30,7 +29,7 @@ NORMALIZERS = ("softmax", "log_softmax", "logsumexp")
 SHAPES = ((4096, 1000), (1024, 32000), (65536, 10), (16, 8, 128, 128))
 QUICK_SHAPES = ((256, 1000), (32, 32000), (4096, 10))
 DTYPES = ("float32", "bfloat16")
-# Arguments of `harness.measure`.
+# Arguments of `harness.sample`.
 EFFORT = {"least_rounds": 15, "budget_s": 1.0}
 QUICK_EFFORT = {"least_rounds": 5, "budget_s": 0.1}
 EAGER_SHAPE = (8, 10)
@@ -69,11 +68,7 @@ class Record:
 
     @property
     def place(self) -> str:
-        return f"{shape_text(self.shape)} {self.dtype}"
-
-
-def shape_text(shape: Sequence[int]) -> str:
-    return "[" + ", ".join(map(str, shape)) + "]"
+        return f"{harness.shape_text(self.shape)} {self.dtype}"
 
 
 def with_gradient(function: Callable, operation: Operation) -> Callable:
@@ -90,15 +85,6 @@ def with_gradient(function: Callable, operation: Operation) -> Callable:
     return value_and_pullback
 
 
-def to_torch(torch: Any, array: jax.Array) -> Any:
-    """The same values as a tensor; None for a random key, which torch keeps to itself."""
-    if jax.dtypes.issubdtype(array.dtype, jax.dtypes.prng_key):
-        return None
-    if jnp.issubdtype(array.dtype, jnp.integer):
-        return torch.from_numpy(np.array(array, np.int64))
-    return torch.from_numpy(np.array(array, np.float32)).to(getattr(torch, array.dtype.name))
-
-
 def torch_candidate(
     operation: Operation, mode: str, args: tuple, cotangent: jax.Array | None
 ) -> harness.Candidate | None:
@@ -106,13 +92,13 @@ def torch_candidate(
     torch = harness.torch_module()
     if torch is None or operation.torch is None:
         return None
-    tensors = [to_torch(torch, arg) for arg in args]
+    tensors = [harness.to_torch(torch, arg) for arg in args]
     function = partial(operation.torch, torch)
     if mode == FORWARD:
         return harness.torch_candidate(function, tensors)
     if operation.is_loss:
         return harness.torch_candidate(lambda *xs: function(*xs).mean(), tensors, operation.differentiate)
-    return harness.torch_candidate(function, tensors, operation.differentiate, to_torch(torch, cotangent))
+    return harness.torch_candidate(function, tensors, operation.differentiate, harness.to_torch(torch, cotangent))
 
 
 def compare(operation: Operation, mode: str, shape: tuple[int, ...], dtype: str, effort: dict) -> Record:
@@ -159,10 +145,6 @@ def import_seconds() -> float:
     return statistics.median(map(float, runs))
 
 
-def megabytes(count: int | None) -> str:
-    return "-" if count is None else f"{count / 1e6:.1f}"
-
-
 def print_records(records: Sequence[Record]) -> None:
     rows = []
     for record in records:
@@ -175,8 +157,8 @@ def print_records(records: Sequence[Record]) -> None:
                 f"{record.ours.ratio:.2f}",
                 f"{record.ours.lower:.2f}-{record.ours.upper:.2f}",
                 record.baseline,
-                megabytes(record.ours.temp_bytes),
-                megabytes(record.base.temp_bytes),
+                harness.megabytes(record.ours.temp_bytes),
+                harness.megabytes(record.base.temp_bytes),
                 ", ".join(others),
             )
         )
@@ -202,31 +184,11 @@ def print_eager(records: Sequence[Record]) -> None:
     )
 
 
-@dataclasses.dataclass(frozen=True)
-class Target:
-    """A promise and what was measured: the worst figure of all places where it holds, and that place."""
-
-    promise: str
-    limit: float
-    worst: float
-    place: str
-
-    @property
-    def met(self) -> bool:
-        return self.worst <= self.limit
-
-
-def worst_of(promise: str, limit: float, figures: Iterable[tuple[float, str]]) -> list[Target]:
-    """One target, or none where nothing was measured for it."""
-    figures = list(figures)
-    return [Target(promise, limit, *max(figures))] if figures else []
-
-
 def extra_bytes(record: Record) -> int:
     return record.ours.temp_bytes - record.base.temp_bytes
 
 
-def targets(records: Sequence[Record], import_s: float) -> list[Target]:
+def targets(records: Sequence[Record], import_s: float) -> list[harness.Target]:
     """The targets of the library, each judged at its worst place."""
 
     def ratios(operation: str, mode: str) -> list[tuple[float, str]]:
@@ -234,34 +196,29 @@ def targets(records: Sequence[Record], import_s: float) -> list[Target]:
 
     results = []
     for name in NORMALIZERS:
-        results += worst_of(f"{name}, forward, ratio to jax.nn", 1.1, ratios(name, FORWARD))
+        results += harness.worst_of(f"{name}, forward, ratio to jax.nn", 1.1, ratios(name, FORWARD))
     in_product = [r for r in records if (r.operation, r.mode) == ("cross_entropy in product", GRADIENT)]
-    results += worst_of(
+    results += harness.worst_of(
         "cross_entropy in product, value and gradient, ratio to optax",
         1.05,
         ((r.ours.ratio, r.place) for r in in_product),
     )
-    results += worst_of(
+    results += harness.worst_of(
         "cross_entropy in product, value and gradient, temporary bytes beyond optax's",
         0,
         ((extra_bytes(r), r.place) for r in in_product),
     )
-    results += worst_of("cross_entropy, value and gradient, ratio to optax", 1.3, ratios("cross_entropy", GRADIENT))
-    results += worst_of(
+    results += harness.worst_of(
+        "cross_entropy, value and gradient, ratio to optax", 1.3, ratios("cross_entropy", GRADIENT)
+    )
+    results += harness.worst_of(
         "focal_loss in product, value and gradient, ratio to our cross_entropy",
         1.1,
         ratios("focal_loss in product", GRADIENT),
     )
     for name in NORMALIZERS:
-        results += worst_of(f"{name}, eager, ratio to jax.nn", 1.5, ratios(name, EAGER))
-    return [*results, Target("import beyond jax's own, ms", 50, import_s * 1e3, "")]
-
-
-def print_targets(results: Sequence[Target]) -> None:
-    harness.print_table(
-        ("target, at its worst place", "limit", "measured", "", "at"),
-        [(t.promise, f"{t.limit:g}", f"{t.worst:.4g}", "met" if t.met else "not met", t.place or "-") for t in results],
-    )
+        results += harness.worst_of(f"{name}, eager, ratio to jax.nn", 1.5, ratios(name, EAGER))
+    return [*results, harness.Target("import beyond jax's own, ms", 50, import_s * 1e3, "")]
 
 
 def draw(records: Sequence[Record], path: pathlib.Path) -> None:
@@ -273,10 +230,10 @@ def draw(records: Sequence[Record], path: pathlib.Path) -> None:
         for dtype in dtypes:
             chosen = [r for r in records if (r.mode, r.dtype) == (mode, dtype)]
             panels[f"{mode}, {dtype}"] = {
-                group: {shape_text(r.shape): r.ours.ratio for r in chosen if r.title == group}
+                group: {harness.shape_text(r.shape): r.ours.ratio for r in chosen if r.title == group}
                 for group in dict.fromkeys(r.title for r in chosen)
             }
-    harness.draw_bars(path, panels, columns=len(dtypes), label="time, ours / baseline (below 1: ours is faster)")
+    charts.draw_bars(path, panels, columns=len(dtypes), label="time, ours / baseline (below 1: ours is faster)")
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -284,7 +241,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     names = [operation.name for operation in OPERATIONS]
     parser.add_argument("--quick", action="store_true", help="small shapes, float32, few rounds")
     parser.add_argument("--only", nargs="+", metavar="OP", choices=names, help=", ".join(names))
-    parser.add_argument("--shapes", nargs="+", metavar="AxB", help="for instance 4096x1000 16x8x128x128")
+    parser.add_argument(
+        "--shapes", nargs="+", metavar="AxB", type=harness.parse_shape, help="for instance 4096x1000 16x8x128x128"
+    )
     parser.add_argument("--dtype", nargs="+", choices=DTYPES)
     parser.add_argument(
         "--out", type=pathlib.Path, help="the JSON file, beside it the chart (.png); default for full runs"
@@ -294,10 +253,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     if flags.out is None and not (flags.quick or flags.only or flags.shapes or flags.dtype):
         flags.out = harness.result_path("speed")
     flags.only = flags.only or names
-    if flags.shapes:
-        flags.shapes = [tuple(map(int, shape.split("x"))) for shape in flags.shapes]
-    else:
-        flags.shapes = QUICK_SHAPES if flags.quick else SHAPES
+    flags.shapes = flags.shapes or (QUICK_SHAPES if flags.quick else SHAPES)
     flags.dtype = flags.dtype or (DTYPES[:1] if flags.quick else DTYPES)
     return flags
 
@@ -310,12 +266,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     for dtype in flags.dtype:
         for shape in flags.shapes:
-            print(f"\n{shape_text(shape)} {dtype}")
+            print(f"\n{harness.shape_text(shape)} {dtype}")
             here = [compare(o, mode, shape, dtype, effort) for o in chosen for mode in (FORWARD, GRADIENT)]
             print_records(here)
             records += here
 
-    print(f"\n{shape_text(EAGER_SHAPE)} float32, outside of jit")
+    print(f"\n{harness.shape_text(EAGER_SHAPE)} float32, outside of jit")
     eager = [compare_eager(operation, effort) for operation in chosen if "product" not in operation.name]
     print_eager(eager)
     records += eager
@@ -323,7 +279,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     import_s = import_seconds()
     results = targets(records, import_s)
     print("\ntargets")
-    print_targets(results)
+    harness.print_targets(results)
 
     if flags.out is None:
         return
