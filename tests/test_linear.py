@@ -2,6 +2,7 @@
 
 import functools
 import math
+import re
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ from jax import lax
 
 import jaxsoftmax
 from jaxsoftmax import objectives
+from jaxsoftmax._core import streams
 from tests.helpers import SCALES, cotangents
 
 N, D, V = 23, 6, 41
@@ -279,13 +281,36 @@ def test_tails():
 @pytest.mark.parametrize("columns", [1, 5, V - 1, V])
 def test_kernel_gradients_in_columns(columns, monkeypatch):
     """The tiles in which the kernel's gradient is summed, with and without a rest."""
-    from jaxsoftmax._core import streams
-
     *floats, labels = arguments(5.0)
     function = functools.partial(streamed, objectives.cross_entropy, "mean", 4)
     expected = gradients(function, floats, labels)
     monkeypatch.setattr(streams, "LEAST_COLUMNS", columns)
+    jax.clear_caches()  # or what was traced with the old number is used again
     assert_close(gradients(function, floats, labels), expected)
+    jax.clear_caches()
+
+
+def test_blocks_in_which_nothing_counts_are_passed_over():
+    """The objective runs once for each of the other blocks, in value and with gradients."""
+    features, kernel, *_ = arguments(1.0)
+    labels = np.zeros(20, np.int32)
+    labels[5:15] = IGNORED
+    calls = []
+
+    def objective(statistics):
+        jax.debug.callback(lambda: calls.append(1))
+        return -statistics.log_prob
+
+    def loss(features):
+        return jaxsoftmax.linear_loss(
+            objective, features, kernel, labels, ignore_label=IGNORED, reduction="sum", block_size=5
+        )
+
+    for function in (loss, jax.value_and_grad(loss)):
+        calls.clear()
+        jax.block_until_ready(function(features[:20]))
+        jax.effects_barrier()
+        assert len(calls) == 2
 
 
 @pytest.mark.parametrize("reduction", ["mean", "none"])
@@ -388,8 +413,6 @@ def test_only_what_is_asked_for_is_computed():
 
 def arrays_of(text, size):
     """The shapes in a compiled text that have so many elements."""
-    import re
-
     shapes = {m for m in re.findall(r"\b(?:f32|bf16|pred|s32)\[([\d,]+)\]", text)}
     return {s for s in shapes if math.prod(map(int, s.split(","))) >= size}
 
