@@ -272,9 +272,17 @@ def entropy_forward(axis: int, logits: Any, where: Any, temperature: Any) -> Any
     residuals = DivergenceResiduals(
         logits, None, where, temperature, *_excess(arrays.present(logits, where), axis, temperature)
     )
-    scaled = _entropy_scaled(residuals)
-    _, finite, probabilities = _distribution(scaled, residuals.others)
-    return jnp.log1p(residuals.others) - arrays.row_sum(probabilities * finite, (axis,)), residuals
+    return jnp.log1p(residuals.others) - _mean_logit(_entropy_scaled(residuals), residuals.others, (axis,)), residuals
+
+
+def _finite(scaled: jax.Array) -> jax.Array:
+    """d, and a number at which exp is 0 for an absent class, without a select, which would break a fused sum."""
+    return jnp.maximum(scaled, -1000.0)
+
+
+def _mean_logit(scaled: jax.Array, others: jax.Array, axes: arrays.Axes) -> jax.Array:
+    """mu = sum p d, where absent classes have p = 0."""
+    return arrays.row_sum(jnp.exp(scaled) * _finite(scaled), axes) * (1.0 / (1.0 + others))
 
 
 def _distribution(scaled: jax.Array, others: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -285,8 +293,8 @@ def _distribution(scaled: jax.Array, others: jax.Array) -> tuple[jax.Array, jax.
 
 def _entropy_slopes(axis: int, scaled: jax.Array, others: jax.Array) -> jax.Array:
     """-p (d - mu)."""
-    _, finite, probabilities = _distribution(scaled, others)
-    return probabilities * (arrays.row_sum(probabilities * finite, (axis,)) - finite)
+    centre = _mean_logit(scaled, others, (axis,))
+    return jnp.exp(scaled) * (centre - _finite(scaled)) * (1.0 / (1.0 + others))
 
 
 def entropy_backward(axis: int, residuals: DivergenceResiduals, cotangent: jax.Array) -> Any:
