@@ -74,6 +74,41 @@ def test_contract(name, classes):
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_gaps_between_the_largest_and_the_next(name):
+    """Ties, gaps around the 1/8 at which a class stops to count as near, and gaps at which the rest is a mere tail."""
+    gaps = np.float32([0.0, 1e-7, 1e-3, 0.05, 0.1, 0.124, 0.125, 0.126, 0.2, 0.7, 1.0, 5.0, 20.0, 60.0])
+    # logsumexp is the largest logit and a logarithm: beside a largest logit of 0 that would have to be log1p.
+    tops = (1.0, 300.0) if name == "logsumexp" else (0.0, 1.0, 300.0)
+    rows = [[top, top - gap, top - 1.5 * gap, top - 50.0] for gap in gaps for top in tops]
+    check(name, np.float32(rows), np.float32)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_logits_that_the_compiler_may_compute_anew(name):
+    """Logits from a layer norm in the same program: exact but for the tail that rounding the logits anew can move."""
+    x = np.random.default_rng(5).standard_normal((64, 40)).astype(np.float32)
+    scale = np.linspace(1.0, 30.0, 40, dtype=np.float32)
+
+    def norm(x):
+        centred = x - x.mean(-1, keepdims=True)
+        return centred * jax.lax.rsqrt(jnp.square(centred).mean(-1, keepdims=True) + 1e-6) * scale[None]
+
+    logits = jax.jit(norm)(x)
+    value = jax.jit(lambda x: ours(name)(norm(x)))(x)
+    np.testing.assert_allclose(value, ours(name)(logits), rtol=2e-5, atol=1e-5)
+    slope = jax.jit(jax.grad(lambda x: jnp.sum(jnp.sin(ours(name)(norm(x))))))(x)
+    plain = jax.grad(lambda x: jnp.sum(jnp.sin(oracle_of(name)(norm(x)))))(x)
+    np.testing.assert_allclose(slope, plain, rtol=1e-3, atol=2e-4)
+
+
+def oracle_of(name):
+    """The plain expression of jax.nn."""
+    if name in PER_CLASS:
+        return getattr(jax.nn, name)
+    return lambda z: jax.nn.logsumexp(z, axis=-1)
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_contract_in_float64(name):
     with jax.enable_x64(True):
         logits = np.concatenate([planted(7, np.float64).logits, [[700.0, 0.0, 1.0, 2.0, -3.0, 0.5, 0.0]]])
