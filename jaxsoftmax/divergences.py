@@ -198,7 +198,7 @@ class _Options(NamedTuple):
 
 def _excess(values: jax.Array, axis: int, temperature: Any) -> tuple[jax.Array, jax.Array]:
     """m, and S - 1, which is 0 in a row without any class; a NaN stays."""
-    largest = arrays.row_max(values, (axis,))
+    largest = arrays.row_max(values, (axis,), widened=True)
     others = arrays.excess(values, (axis,), largest, temperature)
     return largest, jnp.where(others < 0, 0.0, others)
 

@@ -3,23 +3,18 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
-from typing import Any, NamedTuple
+import types
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jaxsoftmax import objectives
-from jaxsoftmax._core import arrays, checks, streams
-from jaxsoftmax.statistics import (
-    DenseOptions,
-    DenseResiduals,
-    RowStatistics,
-    dense_backward,
-    dense_forward,
-    dense_tangent,
-)
+from jaxsoftmax._core import arrays, checks
+from jaxsoftmax.linear_rows import Statics, check_statics, labelled, reduced, statistics_of_rows, without_mean
+from jaxsoftmax.statistics import RowStatistics
 
 __all__ = ["linear_cross_entropy", "linear_loss", "linear_statistics"]
 
@@ -124,7 +119,8 @@ def linear_loss(
         precision: Of the matrix products, as `jax.lax.dot_general` takes it.
 
     Returns:
-        A scalar, or [...] for "none", in float32 or wider. The mean is 0 where the weights sum to 0.
+        A scalar, or [...] for "none", in float32 or wider. The mean is 0 where the weights sum to 0; inside of
+        `jax.shard_map` it is that of the device's own rows.
 
     Raises:
         TypeError: Features or kernel are not floating, the labels not integers, or the mask not boolean.
@@ -138,7 +134,12 @@ def linear_loss(
     Gradient:
         By features, kernel, bias, temperature, weights and what the objective closes over. "mean" and "sum" compute it
         while a block's logits are at hand, three products in all, and keep it, in float32, for the backward pass;
-        forward alone is one product. "none" computes the blocks again. All modes, as for `linear_statistics`.
+        forward alone is one product. "none" computes the blocks again. All modes, as for `linear_statistics`. A row of
+        weight 0 is not computed: the gradient by its weight is that of a loss of 0. Weights that are learned and may be
+        0 belong outside, on the losses of reduction "none". An objective that closes over what is differentiated or
+        traced inside of `jax.shard_map` has its blocks computed again, too.
+
+        Outside of jit keep the objective: one that is made anew for every call is compiled for every call.
 
     Example:
         >>> import jax.numpy as jnp, jaxsoftmax
@@ -158,6 +159,12 @@ def linear_loss(
     if not callable(objective):
         checks.fail(TypeError, name, "objective must be a function of RowStatistics", objective=objective)
     call = _loss_jit if _closes_over_nothing(objective) else _loss_call
+    if call is _loss_call:
+        given = objective
+
+        def objective(statistics: RowStatistics) -> jax.Array:  # what need not be hashable is a function from here on
+            return given(statistics)
+
     arrays_ = (features, kernel, labels, weights, bias, where, temperature, ())
     return call(*arrays_, name=name, objective=objective, reduction=reduction, statics=statics)
 
@@ -238,108 +245,6 @@ def linear_cross_entropy(
     return _loss_jit(*arrays_, name=name, objective=objective, reduction=reduction, statics=statics)
 
 
-# The statistics as an operation on rows: the dense one, on the logits of a block.
-
-
-class Statics(NamedTuple):
-    """The options that are fixed when a program is traced."""
-
-    logit_cap: float | None
-    ignore_label: int | None
-    block_size: int | None
-    precision: Any
-
-
-class _Numbers(NamedTuple):
-    """What the backward pass needs of a row."""
-
-    largest: jax.Array
-    target: jax.Array
-    others: jax.Array
-
-
-def _column(x: Any) -> Any:
-    return None if x is None else x[:, None]
-
-
-def _residuals(logits: Any, rows: Any, numbers: _Numbers) -> DenseResiduals:
-    labels, temperature, classes = map(_column, rows)
-    kept: Any = map(_column, numbers)
-    return DenseResiduals(logits[0], labels, None, classes, temperature, *kept)
-
-
-def _rows_forward(options: DenseOptions, logits: Any, rows: Any) -> Any:
-    (values,), (labels, temperature, classes) = logits, map(_column, rows)
-    outs, kept = dense_forward(options, values, labels, None, classes, temperature)
-    numbers = _Numbers(kept.largest, kept.target, kept.others)
-    outs, numbers = jax.tree.map(lambda x: x[:, 0], (outs, numbers))
-    return RowStatistics._make((*outs, rows[2])), numbers
-
-
-def _rows_backward(options: DenseOptions, logits: Any, rows: Any, numbers: _Numbers, cotangents: Any) -> Any:
-    wide = tuple(map(_column, cotangents[:4]))
-    dlogits, _, _, _, dtemperature = dense_backward(options, _residuals(logits, rows, numbers), wide)
-    return (dlogits,), (None, None if dtemperature is None else dtemperature[:, 0], None)
-
-
-def _rows_tangent(options: DenseOptions, logits: Any, rows: Any, numbers: _Numbers, along: Any, trows: Any) -> Any:
-    tangents = (along[0], None, None, None, _column(trows[1]))
-    outs = dense_tangent(options, _residuals(logits, rows, numbers), tangents)
-    outs = jax.tree.map(lambda x: x[:, 0], outs)
-    return RowStatistics._make((*outs, None if rows[2] is None else jnp.zeros_like(rows[2])))
-
-
-_ROWS = streams.RowRules(_rows_forward, _rows_backward, _rows_tangent)
-
-
-def check_statics(function: str, temperature: Any, statics: Statics) -> None:
-    """The options that are Python values, before anything is traced."""
-    checks.numbers_in(function, 0, math.inf, temperature=temperature)
-    checks.positive(function, logit_cap=statics.logit_cap)
-    checks.whole(function, ignore_label=statics.ignore_label, block_size=statics.block_size)
-    checks.numbers_in(function, 1, math.inf, block_size=statics.block_size)
-
-
-def _canonical(
-    function: str, features: Any, kernel: Any, labels: Any, bias: Any, where: Any, temperature: Any, statics: Statics
-) -> tuple[streams.Plan, streams.Inputs, tuple[int, ...]]:
-    """Checked, with all rows along one axis; and the shape of the batch. Classes are counted."""
-    features, kernel, bias = checks.head(function, ("features", "kernel", "bias"), features, kernel, bias)
-    where = checks.classes_present(function, where, kernel)
-    labels = checks.row_labels(function, labels, features)
-    temperature = checks.row_numbers(function, "temperature", temperature, features, scalar=True)
-    batch, rows = features.shape[:-1], math.prod(features.shape[:-1])
-    labels = labels.reshape(rows)
-    counted = None
-    if statics.ignore_label is not None:
-        counted = labels != statics.ignore_label
-        labels = jnp.where(counted, labels, 0)
-    present = jnp.ones(kernel.shape[1:], bool) if where is None else where
-    present = present if bias is None else present & ~jnp.isneginf(bias)
-    dtype = arrays.compute_dtype(features.dtype)
-    classes = jnp.broadcast_to(jnp.sum(present.astype(dtype)), rows)
-    side = streams.Side(features.reshape(rows, features.shape[-1]), kernel, bias)
-    temperature = None if temperature is None else temperature.reshape(rows)
-    inputs = streams.Inputs((side,), where, (labels, temperature, classes), counted)
-    block = streams.block_rows(rows, kernel.shape[1], statics.block_size)
-    cap = None if statics.logit_cap is None else float(statics.logit_cap)
-    return streams.Plan(_ROWS, DenseOptions(1, cap, None), block, statics.precision), inputs, batch
-
-
-def _without_mean(inputs: streams.Inputs) -> streams.Inputs:
-    """The mean is not computed where the number of classes is not given."""
-    return inputs._replace(rows=(*inputs.rows[:2], None))
-
-
-def _certain(statistics: RowStatistics, counted: jax.Array | None) -> RowStatistics:
-    """Rows that do not count look like a certain label; the number of classes stays."""
-    if counted is None:
-        return statistics
-    certain = (0.0, -jnp.inf, 0.0, 0.0)
-    outs: Any = [x if x is None else jnp.where(counted, x, c) for x, c in zip(statistics[:4], certain, strict=True)]
-    return RowStatistics._make((*outs, statistics.classes))
-
-
 _jit = functools.partial(jax.jit, inline=True)
 
 
@@ -350,24 +255,6 @@ def _statistics_call(
     name = "linear_statistics"
     statistics, batch = statistics_of_rows(name, features, kernel, labels, bias, where, temperature, statics, mean=True)
     return jax.tree.map(lambda x: x.reshape(batch), statistics)
-
-
-def statistics_of_rows(
-    function: str,
-    features: Any,
-    kernel: Any,
-    labels: Any,
-    bias: Any,
-    where: Any,
-    temperature: Any,
-    statics: Statics,
-    *,
-    mean: bool,
-) -> tuple[RowStatistics, tuple[int, ...]]:
-    """Checked in the name of the function and computed, with fields [N]; and the shape of the batch."""
-    plan, inputs, batch = _canonical(function, features, kernel, labels, bias, where, temperature, statics)
-    inputs = inputs if mean else _without_mean(inputs)
-    return _certain(streams.streamed(plan, inputs), inputs.counted), batch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -392,7 +279,7 @@ class _OnRows:
     objective: Callable[..., jax.Array]
 
     def __call__(self, statistics: RowStatistics, consts: tuple[Any, ...]) -> jax.Array:
-        return self.objective(_filled(statistics), *consts)
+        return self.objective(_filled(statistics), *consts).astype(statistics.target.dtype)
 
 
 def _filled(statistics: RowStatistics) -> RowStatistics:
@@ -404,11 +291,20 @@ def _filled(statistics: RowStatistics) -> RowStatistics:
 
 
 def _closes_over_nothing(objective: Any) -> bool:
-    """Whether it is safe to remember what was compiled for it: a function of a module, perhaps with fixed options."""
+    """Whether what was compiled for it can be remembered: a plain function, perhaps with numbers as fixed options."""
+    if isinstance(objective, _CrossEntropy):
+        return True
     if isinstance(objective, functools.partial):
-        fixed = [*objective.args, *objective.keywords.values()]
-        return all(isinstance(x, int | float | str) for x in fixed) and _closes_over_nothing(objective.func)
-    return getattr(objective, "__closure__", objective) is None
+        fixed = (*objective.args, *objective.keywords.values())
+        return _are_constants(fixed) and _closes_over_nothing(objective.func)
+    if not isinstance(objective, types.FunctionType):
+        return False
+    defaults = (*(objective.__defaults__ or ()), *(objective.__kwdefaults__ or {}).values())
+    return objective.__closure__ is None and _are_constants(defaults)
+
+
+def _are_constants(values: Iterable[Any]) -> bool:
+    return all(isinstance(value, int | float | str | None) for value in values)
 
 
 def _example(rows: int, dtype: Any) -> RowStatistics:
@@ -439,7 +335,7 @@ def _loss_call(
     reduction: str,
     statics: Statics,
 ) -> jax.Array:
-    plan, inputs, batch = _canonical(name, features, kernel, labels, bias, where, temperature, statics)
+    plan, inputs, batch = labelled(name, features, kernel, labels, bias, where, temperature, statics)
     given: Any = checks.row_numbers(name, "weights", weights, jnp.asarray(features), scalar=False)
     given = None if weights is None else given.reshape(inputs.sides[0].features.shape[0])
 
@@ -450,39 +346,19 @@ def _loss_call(
     if getattr(shape, "shape", None) != (plan.block,):
         checks.fail(ValueError, name, "objective must return one loss per row", objective=objective, losses=shape)
     if not _uses_mean(objective, example, options):
-        inputs = _without_mean(inputs)
-    if reduction != "none" and not options and not _closes_over_nothing(objective):
-        objective, consts = jax.closure_convert(objective, example)
-        options = tuple(consts)
-    return reduced(plan, inputs, given, _OnRows(objective), options, reduction, batch)
-
-
-def reduced(
-    plan: streams.Plan,
-    inputs: streams.Inputs,
-    weights: jax.Array | None,
-    objective: Callable[..., jax.Array],
-    consts: tuple[Any, ...],
-    reduction: str,
-    batch: tuple[int, ...],
-) -> jax.Array:
-    """Losses of the operation on rows, times the weights [N], as a mean, a sum, or one per row in the batch's shape.
-
-    Rows of weight 0, and those that do not count already, are not computed where a whole block of them comes together.
-    """
-    features = inputs.sides[0].features
-    rows = jnp.ones(features.shape[0], arrays.compute_dtype(features.dtype)) if weights is None else weights
-    if inputs.counted is not None:
-        rows = jnp.where(inputs.counted, rows, 0.0)
-    if weights is not None or inputs.counted is not None:
-        inputs = inputs._replace(counted=rows != 0)
-    if reduction == "none":
-        losses = objective(streams.streamed(plan, inputs), consts)
-        return jnp.where(rows == 0, 0.0, rows * losses).reshape(batch)
-    if reduction == "mean":
-        total = jnp.sum(rows)
-        rows = rows / jnp.where(total == 0, 1.0, total)
-    return streams.streamed_sum(plan, objective, inputs, rows, consts)
+        inputs = without_mean(inputs)
+    apart = reduction == "none"
+    if not apart and not _closes_over_nothing(objective):
+        # Traced on numbers that vary over a mesh as those of the rows do.
+        union = frozenset[str]().union(*map(arrays.varying, jax.tree.leaves((inputs, given))))
+        zeros = jax.tree.map(lambda x: arrays.vary(jnp.zeros(x.shape, x.dtype), union), example)
+        converted, consts = jax.closure_convert(objective, zeros)
+        # What is closed over inside of shard_map would have to vary there, where the converted program says it does
+        # not: then the objective is left to JAX, outside of the blocks.
+        apart = bool(consts) and bool(union)
+        if not apart:
+            objective, options = converted, tuple(map(jnp.asarray, consts))
+    return reduced(plan, inputs, given, _OnRows(objective), options, reduction, batch, apart=apart)
 
 
 _loss_jit = _jit(_loss_call, static_argnames=("name", "objective", "reduction", "statics"))

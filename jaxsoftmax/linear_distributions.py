@@ -19,7 +19,19 @@ from jaxsoftmax.divergences import (
     kl_forward,
     kl_tangent,
 )
-from jaxsoftmax.linear import Statics, check_statics, reduced, statistics_of_rows
+from jaxsoftmax.linear_rows import (
+    Statics,
+    cap_of,
+    check_statics,
+    column,
+    flat,
+    in_rows,
+    inputs_of,
+    plan_of,
+    reduced,
+    statistics_of_rows,
+    without_absent,
+)
 from jaxsoftmax.statistics import cap_slope, capped
 
 __all__ = ["linear_entropy", "linear_kl_divergence", "linear_log_probs"]
@@ -204,17 +216,11 @@ class _EntropyNumbers(NamedTuple):
 
 def _entropy_residuals(cap: float | None, logits: Any, rows: Any, numbers: _EntropyNumbers) -> DivergenceResiduals:
     shift, others = numbers
-    return DivergenceResiduals(
-        capped(logits[0], None, cap), None, None, _column(rows[0]), _column(shift), _column(others)
-    )
-
-
-def _column(x: Any) -> Any:
-    return None if x is None else x[:, None]
+    return DivergenceResiduals(capped(logits[0], None, cap), None, None, column(rows[0]), column(shift), column(others))
 
 
 def _entropy_rows_forward(cap: float | None, logits: Any, rows: Any) -> Any:
-    out, kept = entropy_forward(1, capped(logits[0], None, cap), None, _column(rows[0]))
+    out, kept = entropy_forward(1, capped(logits[0], None, cap), None, column(rows[0]))
     return out[:, 0], _EntropyNumbers(kept.shift[:, 0], kept.others[:, 0])
 
 
@@ -229,7 +235,7 @@ def _entropy_rows_backward(cap: float | None, logits: Any, rows: Any, numbers: A
 def _entropy_rows_tangent(cap: float | None, logits: Any, rows: Any, numbers: Any, along: Any, trows: Any) -> Any:
     residuals = _entropy_residuals(cap, logits, rows, numbers)
     tangent = along[0] if cap is None else along[0] * cap_slope(logits[0], None, cap)
-    return entropy_tangent(1, residuals, (tangent, None, _column(trows[0])))[:, 0]
+    return entropy_tangent(1, residuals, (tangent, None, column(trows[0])))[:, 0]
 
 
 _ENTROPY = streams.RowRules(_entropy_rows_forward, _entropy_rows_backward, _entropy_rows_tangent)
@@ -245,12 +251,12 @@ class _KLNumbers(NamedTuple):
 
 
 def _kl_residuals(logits: Any, rows: Any, numbers: _KLNumbers) -> KLResiduals:
-    return KLResiduals._make((*logits, None, _column(rows[0]), *map(_column, numbers)))
+    return KLResiduals._make((*logits, None, column(rows[0]), *map(column, numbers)))
 
 
 def _kl_rows_forward(_: None, logits: Any, rows: Any) -> Any:
     student, teacher = logits
-    out, kept = kl_forward(1, student, teacher, None, _column(rows[0]))
+    out, kept = kl_forward(1, student, teacher, None, column(rows[0]))
     numbers = _KLNumbers(kept.largest, kept.others, kept.target_largest, kept.target_others)
     return out[:, 0], jax.tree.map(lambda x: x[:, 0], numbers)
 
@@ -261,7 +267,7 @@ def _kl_rows_backward(_: None, logits: Any, rows: Any, numbers: Any, cotangent: 
 
 
 def _kl_rows_tangent(_: None, logits: Any, rows: Any, numbers: Any, along: Any, trows: Any) -> Any:
-    return kl_tangent(1, _kl_residuals(logits, rows, numbers), (*along, None, _column(trows[0])))[:, 0]
+    return kl_tangent(1, _kl_residuals(logits, rows, numbers), (*along, None, column(trows[0])))[:, 0]
 
 
 _KL = streams.RowRules(_kl_rows_forward, _kl_rows_backward, _kl_rows_tangent)
@@ -281,43 +287,12 @@ def _log_probs_call(
     return statistics.log_prob.reshape(batch)
 
 
-def _rows(x: jax.Array, count: int) -> jax.Array:
-    return x.reshape(count, *x.shape[x.ndim - 1 :])
-
-
-def inputs_of(
-    function: str, features: Any, kernel: Any, bias: Any, where: Any, temperature: Any
-) -> tuple[streams.Inputs, tuple[int, ...]]:
-    """Checked, with all rows along one axis and the temperature as the only number per row; the shape of the batch."""
-    features, kernel, bias = checks.head(function, ("features", "kernel", "bias"), features, kernel, bias)
-    where = checks.classes_present(function, where, kernel)
-    temperature = checks.row_numbers(function, "temperature", temperature, features, scalar=True)
-    batch = features.shape[:-1]
-    count = math.prod(batch)
-    side = streams.Side(_rows(features, count), kernel, bias)
-    return streams.Inputs((side,), where, (_flat(temperature, count),), None), batch
-
-
-def _flat(x: jax.Array | None, count: int) -> jax.Array | None:
-    return None if x is None else x.reshape(count)
-
-
-def plan_of(rules: streams.RowRules | None, options: Any, inputs: streams.Inputs, statics: Statics) -> streams.Plan:
-    count = inputs.sides[0].features.shape[0]
-    classes = sum(side.kernel.shape[1] for side in inputs.sides)
-    return streams.Plan(rules, options, streams.block_rows(count, classes, statics.block_size), statics.precision)
-
-
 @functools.partial(_jit, static_argnames="statics")
 def _entropy_call(
     features: Any, kernel: Any, bias: Any, where: Any, temperature: Any, *, statics: Statics
 ) -> jax.Array:
     inputs, batch = inputs_of("linear_entropy", features, kernel, bias, where, temperature)
     return streams.streamed(plan_of(_ENTROPY, cap_of(statics), inputs, statics), inputs).reshape(batch)
-
-
-def cap_of(statics: Statics) -> float | None:
-    return None if statics.logit_cap is None else float(statics.logit_cap)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -348,7 +323,9 @@ def _kl_call(
     temperature = checks.row_numbers(name, "temperature", temperature, student.features, scalar=True)
     weights = checks.row_numbers(name, "weights", weights, student.features, scalar=False)
     count = math.prod(batch)
-    sides = tuple(side._replace(features=_rows(side.features, count)) for side in (student, teacher))
-    inputs = streams.Inputs(sides, where, (_flat(temperature, count),), None)
+    if where is not None:
+        student, teacher = (side._replace(kernel=without_absent(side.kernel, where)) for side in (student, teacher))
+    sides = tuple(side._replace(features=in_rows(side.features, count)) for side in (student, teacher))
+    inputs = streams.Inputs(sides, where, (flat(temperature, count),), None)
     plan = plan_of(_KL, None, inputs, statics)
-    return reduced(plan, inputs, _flat(weights, count), _Itself(), (), reduction, batch)
+    return reduced(plan, inputs, flat(weights, count), _Itself(), (), reduction, batch, apart=reduction == "none")

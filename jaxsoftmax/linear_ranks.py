@@ -9,8 +9,7 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from jaxsoftmax._core import arrays, checks, streams
-from jaxsoftmax.linear import Statics, check_statics
-from jaxsoftmax.linear_distributions import cap_of, inputs_of, plan_of
+from jaxsoftmax.linear_rows import Statics, cap_of, check_statics, column, inputs_of, plan_of
 from jaxsoftmax.losses import weighted_mean
 from jaxsoftmax.statistics import capped
 
@@ -148,9 +147,8 @@ def _top_k(
         checks.fail(ValueError, function, f"k must lie in [1, {classes}], the number of classes", k=k)
 
     def function_of_block(logits: Any, block: Any, _: Any) -> Any:
-        values, scale = capped(logits[0], None, cap_of(statics)), block.rows[0]
-        scale = None if scale is None else scale[:, None]
-        largest = arrays.row_max(values, (1,))
+        values, scale = capped(logits[0], None, cap_of(statics)), column(block.rows[0])
+        largest = arrays.row_max(values, (1,), widened=True)
         others = jnp.abs(arrays.excess(values, (1,), largest, scale))
         best, indices = lax.top_k(values, k)
         return indices.astype(jnp.int32), arrays.centred(best, largest, scale) - jnp.log1p(others)
@@ -167,7 +165,9 @@ def _accuracy_call(
     best = _top_k(name, features, kernel, bias, where, None, k, statics)
     features = jnp.asarray(features)
     labels = checks.row_labels(name, labels, features)
-    hits = jnp.any(best.indices == labels[..., None].astype(jnp.int32), axis=-1)
+    # Absent classes and those of a row broken by NaN are no hits.
+    present = best.log_probs > -jnp.inf
+    hits = jnp.any((best.indices.astype(labels.dtype) == labels[..., None]) & present, axis=-1)
     given: Any = checks.row_numbers(name, "weights", weights, features, scalar=False)
     rows = jnp.ones(labels.shape, arrays.compute_dtype(features.dtype)) if weights is None else given
     if statics.ignore_label is not None:

@@ -309,7 +309,7 @@ _softmax = rules.operation(_softmax_forward, _softmax_backward, _softmax_tangent
 
 def _log_softmax_forward(axes: arrays.Axes, logits: Any, where: Any, temperature: Any) -> Any:
     values = arrays.present(logits, where)
-    shift = arrays.row_max(values, axes)
+    shift = arrays.row_max(values, axes, widened=True)
     others = jnp.abs(arrays.excess(values, axes, shift, temperature))  # a row without any class has -1
     out = arrays.centred(values, shift, temperature) - jnp.log1p(others)
     return out.astype(logits.dtype), _Residuals(logits, where, temperature, shift, others)
@@ -427,7 +427,7 @@ _logsumexp = rules.operation(_logsumexp_forward, _logsumexp_backward, _logsumexp
 
 def _smooth_max_forward(axes: arrays.Axes, logits: Any, where: Any, temperature: Any) -> Any:
     values = arrays.present(logits, where)
-    shift = arrays.row_max(values, axes)
+    shift = arrays.row_max(values, axes, widened=True)
     others = arrays.excess(values, axes, shift, temperature)
     empty = others < -0.5
     out = jnp.where(empty, -jnp.inf, shift + temperature * jnp.log1p(jnp.where(empty, 0.0, others)))

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
+from jax.sharding import AxisType, PartitionSpec
 
 import jaxsoftmax
 from jaxsoftmax import objectives
@@ -484,3 +485,177 @@ def test_scan_over_microbatches():
     batches = features.reshape(4, 5, D), labels.reshape(4, 5)
     total, _ = jax.jit(lambda: lax.scan(accumulate, jnp.zeros_like(kernel), batches))()
     np.testing.assert_allclose(total, jax.grad(loss)(kernel, features, labels), rtol=1e-5, atol=1e-6)
+
+
+class Scaled:
+    """An objective with a state; not hashable."""
+
+    __hash__ = None
+
+    def __init__(self, scale):
+        self.scale = scale
+
+    def __call__(self, statistics):
+        return -self.scale * statistics.log_prob
+
+    def loss(self, statistics):
+        return -self.scale * statistics.log_prob
+
+
+MADE = {
+    "closure": lambda scale: lambda statistics: -scale * statistics.log_prob,
+    "default": lambda scale: lambda statistics, scale=scale: -scale * statistics.log_prob,
+    "bound method": lambda scale: Scaled(scale).loss,
+    "callable object": Scaled,
+    "partial": lambda scale: functools.partial(lambda s, statistics: -s * statistics.log_prob, scale),
+    "jitted": lambda scale: jax.jit(lambda statistics: -scale * statistics.log_prob),
+}
+
+
+@pytest.mark.parametrize("kind", MADE)
+def test_objectives_of_every_kind(kind):
+    """What they hold is seen anew in every call, and is differentiated, given as an array or as a Python number."""
+    features, kernel, _, _, _, labels = arguments(1.0)
+    labels = np.abs(labels) % V
+
+    def loss(scale, reduction="sum"):
+        out = jaxsoftmax.linear_loss(MADE[kind](scale), features, kernel, labels, reduction=reduction, block_size=5)
+        return jnp.sum(out)
+
+    one = loss(1.0)
+    np.testing.assert_allclose(loss(5.0), 5.0 * one, rtol=1e-5)
+    for scale in (jnp.float32(2.0), 2.0):
+        np.testing.assert_allclose(jax.grad(loss)(scale), one, rtol=1e-5)
+    np.testing.assert_allclose(jax.grad(lambda s: loss(s, "none"))(2.0), one, rtol=1e-5)
+
+
+def test_an_objective_that_changes_is_seen_to_change():
+    """A bound method of an object whose state is set anew."""
+    features, kernel, _, _, _, labels = arguments(1.0)
+    scaled = Scaled(1.0)
+    first = jaxsoftmax.linear_loss(scaled.loss, features, kernel, np.abs(labels) % V)
+    scaled.scale = 5.0
+    np.testing.assert_allclose(
+        jaxsoftmax.linear_loss(scaled.loss, features, kernel, np.abs(labels) % V), 5.0 * first, rtol=1e-6
+    )
+
+
+@pytest.mark.parametrize("check_vma", [True, False])
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_rows_over_a_mesh(reduction, check_vma):
+    """In shard_map with the kernel replicated; the objective plain, with options and with a closure."""
+    features, kernel, *_ = arguments(1.0)
+    features = np.resize(features, (24, D))
+    labels = np.resize(np.append(np.arange(11), IGNORED), 24).astype(np.int32)
+    mesh = jax.make_mesh((4,), ("rows",), axis_types=(AxisType.Auto,))
+    specs = (PartitionSpec("rows"), PartitionSpec(), PartitionSpec("rows"), PartitionSpec())
+    margin = jnp.float32(0.2)
+
+    def losses(features, kernel, labels, margin):
+        options = {"ignore_label": IGNORED, "reduction": reduction, "block_size": 4}
+        plain = jaxsoftmax.linear_cross_entropy(features, kernel, labels, **options)
+        penalized = jaxsoftmax.linear_cross_entropy(features, kernel, labels, z_loss=1e-2, **options)
+        custom = jaxsoftmax.linear_loss(
+            lambda s: objectives.additive_margin(s, margin=margin, scale=2.0), features, kernel, labels, **options
+        )
+        return jnp.sum(plain + penalized + custom)
+
+    sharded = jax.shard_map(
+        lambda *a: lax.psum(losses(*a), "rows"),
+        mesh=mesh,
+        in_specs=specs,
+        out_specs=PartitionSpec(),
+        check_vma=check_vma,
+    )
+
+    def expected(features, kernel, labels, margin):
+        parts = zip(features.reshape(4, 6, D), labels.reshape(4, 6), strict=True)
+        return sum(losses(h, kernel, y, margin) for h, y in parts)
+
+    arguments_ = (features, kernel, labels, margin)
+    actual = jax.jit(jax.value_and_grad(sharded, (0, 1, 3)))(*arguments_)
+    assert_close(actual, jax.jit(jax.value_and_grad(expected, (0, 1, 3)))(*arguments_), 1e-5)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_absent_classes_leak_nothing(reduction):
+    """NaN in the columns and biases of absent classes."""
+    features, kernel, bias, _, _, labels = arguments(1.0)
+    labels = np.abs(labels) % V
+    mask = np.arange(V) != 40
+    labels[labels == 40] = 0
+
+    def total(h, w, b):
+        return jnp.sum(
+            jaxsoftmax.linear_cross_entropy(h, w, labels, bias=b, where=mask, reduction=reduction, block_size=5)
+        )
+
+    clean = jax.value_and_grad(total, (0, 1, 2))(features, kernel, bias)
+    broken = jax.value_and_grad(total, (0, 1, 2))(
+        features, np.where(mask, kernel, np.nan), np.where(mask, bias, np.nan)
+    )
+    jax.tree.map(np.testing.assert_array_equal, broken, clean)
+
+
+@pytest.mark.parametrize("block", [4, 7])
+def test_infinite_losses_that_do_not_count(block):
+    """Rows of weight 0 and the rows that fill the last block give no NaN to what the objective closes over."""
+    features, kernel, *_ = arguments(1.0)
+    labels, weights = np.zeros(N, np.int32), np.ones(N, np.float32)
+    labels[[2, N - 1]] = (1, 1)  # class 1 is absent
+    weights[2] = 0.0
+    mask = np.arange(V) != 1
+
+    def loss(scale, last):
+        return jaxsoftmax.linear_loss(
+            lambda s: -scale * jnp.maximum(s.log_prob, -50.0),
+            features,
+            kernel,
+            labels,
+            weights=weights * np.append(np.ones(N - 1, np.float32), last),
+            where=mask,
+            block_size=block,
+        )
+
+    for last in (np.float32(0.0), np.float32(1.0)):
+        assert np.isfinite(jax.grad(loss)(jnp.float32(1.0), last))
+
+
+def test_weights_that_sum_to_nothing():
+    """A mean over weights of both signs that cancel is 0, as `weighted_mean` has it."""
+    features, kernel, *_ = arguments(1.0)
+    weights = np.float32([1.0, -1.0])
+    loss = jax.value_and_grad(jaxsoftmax.linear_cross_entropy)
+    value, slope = loss(features[:2], kernel, np.int32([0, 1]), weights=weights)
+    assert value == 0
+    assert not np.any(np.asarray(slope))
+
+
+def test_float16_gradients_of_a_mean_over_many_rows():
+    """The mean divides after the products: gradients of logits divided by N before would vanish in float16."""
+    rng = np.random.default_rng(6)
+    features = jnp.asarray(rng.standard_normal((16384, 3)), jnp.float16)
+    kernel, labels = jnp.asarray(0.1 * rng.standard_normal((3, 300)), jnp.float16), rng.integers(0, 300, 16384)
+    slope = jax.grad(jaxsoftmax.linear_cross_entropy, 1)(features, kernel.astype(jnp.float32), labels)
+    exact = jax.grad(jaxsoftmax.linear_cross_entropy, 1)(
+        features.astype(jnp.float32), kernel.astype(jnp.float32), labels
+    )
+    np.testing.assert_allclose(slope, exact, atol=2e-3 * np.max(np.abs(exact)))
+
+
+def test_the_number_of_classes_in_every_block():
+    """Blocks that are passed over have it too."""
+    features, kernel, *_ = arguments(1.0)
+    labels = np.where(np.arange(N) < 8, IGNORED, 0).astype(np.int32)
+    statistics = jaxsoftmax.linear_statistics(features, kernel, labels, ignore_label=IGNORED, block_size=4)
+    np.testing.assert_array_equal(statistics.classes, V)
+
+
+def test_losses_of_another_dtype():
+    """An objective may return half precision."""
+    features, kernel, _, _, _, labels = arguments(1.0)
+    loss = jax.value_and_grad(
+        lambda h: jaxsoftmax.linear_loss(lambda s: -s.log_prob.astype(jnp.bfloat16), h, kernel, np.abs(labels) % V)
+    )
+    value, slope = loss(features)
+    assert value.dtype == slope.dtype == jnp.float32

@@ -155,3 +155,12 @@ def test_accuracy(k):
     )
     assert 0 < expected < 1
     np.testing.assert_allclose(actual, expected, rtol=1e-6)
+
+
+def test_broken_and_absent_labels_are_no_hits():
+    """A model of NaN is never right, nor is a label that is absent."""
+    kernel = np.eye(3, 4, dtype=np.float32)
+    labels = np.zeros(2, np.int32)
+    assert jaxsoftmax.linear_accuracy(np.full((2, 3), np.nan, np.float32), kernel, labels) == 0
+    mask = np.array([False, True, True, False])
+    assert jaxsoftmax.linear_accuracy(np.eye(2, 3, dtype=np.float32), kernel, labels, k=4, where=mask) == 0

@@ -481,3 +481,12 @@ def test_weighted_mean_takes_weights_of_any_type():
     many = jaxsoftmax.weighted_mean(np.ones(70_000, np.float16))
     assert many.dtype == np.float32
     assert many == 1
+
+
+def test_labels_of_64_bits_are_not_wrapped():
+    """2**32 + 1 is no label, signed or not."""
+    with jax.enable_x64(True):
+        for dtype in (np.int64, np.uint64):
+            labels = np.array([1, 2**32 + 1], dtype)
+            losses = jaxsoftmax.cross_entropy(np.zeros((2, 3), np.float32), labels)
+            np.testing.assert_array_equal(np.isnan(losses), [False, True])

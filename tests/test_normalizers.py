@@ -435,3 +435,27 @@ def test_temperature_is_a_gradient_of_the_same_function():
     theirs = value_and_gradients(lambda x, t: jax.nn.softmax(x / t), cotangent, [logits, np.float32(0.7)])
     for a, b in zip(ours_, theirs, strict=True):
         np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_temperature_zero_as_a_constant_of_the_program(name):
+    """The compiler knows it, and must not fold it into a NaN; a Python integer is a temperature too."""
+    logits = np.float32([[1.0, 2.0, 3.0], [3.0, 3.0, 0.0]])
+    eager = ours(name)(logits, 0.0)
+    np.testing.assert_array_equal(jax.jit(lambda z: ours(name)(z, 0.0))(logits), eager)
+    np.testing.assert_array_equal(jax.jit(lambda z: ours(name)(z, jnp.float32(1e-39)))(logits), eager)
+    np.testing.assert_array_equal(ours(name)(logits, 2), ours(name)(logits, 2.0))
+
+
+@pytest.mark.parametrize("name", PER_CLASS)
+def test_half_precision_logits_that_the_same_program_computes(name):
+    """The compiler may leave out their rounding; whatever it does, certain classes stay certain."""
+    rng = np.random.default_rng(8)
+    x, w = (jnp.asarray(1.5 * rng.standard_normal(shape), jnp.bfloat16) for shape in ((256, 64), (64, 1000)))
+    value = np.asarray(jax.jit(lambda x, w: ours(name)(x @ w))(x, w), np.float64)
+    exact = np.asarray(x, np.float64) @ np.asarray(w, np.float64)
+    exact = exact - exact.max(-1, keepdims=True)
+    exact -= np.log(np.exp(exact).sum(-1, keepdims=True))
+    certain = exact > -1e-3
+    assert np.sum(certain) > 10
+    np.testing.assert_allclose(value[certain], (np.exp(exact) if name == "softmax" else exact)[certain], atol=2e-3)

@@ -71,15 +71,17 @@ def present(logits: jax.Array, where: jax.Array | None) -> jax.Array:
     return jnp.where(where, logits, jnp.asarray(-jnp.inf, logits.dtype))
 
 
-def row_max(logits: jax.Array, axes: Axes) -> jax.Array:
+def row_max(logits: jax.Array, axes: Axes, *, widened: bool = False) -> jax.Array:
     """The largest logit of each row, a constant to differentiation; the lowest finite number where no class is present.
 
-    It is taken in the logits' own dtype, where it is exact: cast first, the cast array would be shared with the sum
-    that follows and written out.
+    In the logits' own dtype it is exact and fast. In a program that computes half-precision logits itself, though, the
+    compiler may leave out their rounding in the sums that follow. Most sums do not mind a largest logit that is rounded
+    alone; `excess` does, and there it is taken of the widened logits.
     """
-    lowest = float(jnp.finfo(logits.dtype).min)
-    largest = jnp.max(lax.stop_gradient(logits), axis=axes, keepdims=True, initial=lowest)
-    return largest.astype(compute_dtype(logits.dtype))
+    lowest, wide = float(jnp.finfo(logits.dtype).min), compute_dtype(logits.dtype)
+    logits = lax.stop_gradient(logits)
+    logits = logits.astype(wide) if widened else logits
+    return jnp.max(logits, axis=axes, keepdims=True, initial=lowest).astype(wide)
 
 
 def divided(x: jax.Array, temperature: jax.Array | None) -> jax.Array:
@@ -94,6 +96,7 @@ def divided(x: jax.Array, temperature: jax.Array | None) -> jax.Array:
 @jax.custom_jvp
 def _divided(x: jax.Array, temperature: jax.Array) -> jax.Array:
     info = jnp.finfo(temperature.dtype)
+    temperature = fresh(temperature)  # a constant would be folded with the factor below, which overflows at T = 0
     huge = temperature > 2.0**100  # the compiler multiplies by 1 / T, which must not vanish: -inf times 0 is NaN
     bounded = jnp.clip(jnp.where(huge, temperature * 2.0**-24, temperature), float(info.tiny), float(info.max))
     factor = jnp.where(temperature <= float(info.tiny), 2.0**126, jnp.where(huge, 2.0**-24, 1.0))
@@ -202,7 +205,10 @@ def reciprocal(total: jax.Array) -> jax.Array:
 
 
 def excess(logits: jax.Array, axes: Axes, shift: jax.Array, temperature: jax.Array | None) -> jax.Array:
-    """sum_j exp((z_j - max z) / T) - 1, exact to the last digit however small; -1 in a row without any class."""
+    """sum_j exp((z_j - max z) / T) - 1, exact to the last digit however small; -1 in a row without any class.
+
+    The shift is the maximum of the widened logits.
+    """
     scaled = centred(logits, shift, temperature)
     top = near_top(scaled)
     return row_sum(jnp.exp(scaled) - top, axes) + (row_sum(top, axes) - 1.0)

@@ -198,7 +198,8 @@ def per_row(
     if value is None:
         return None
     converted = _array(function, name, value)
-    if not jnp.issubdtype(converted.dtype, jnp.floating) and not isinstance(value, numbers.Real):
+    # A Python number, traced or not, has a weak type.
+    if not jnp.issubdtype(converted.dtype, jnp.floating) and not jax.typeof(converted).weak_type:
         fail(TypeError, function, f"{name} must have a floating dtype", **{name: converted})
     rows = tuple(1 if a in axes else size for a, size in enumerate(logits.shape))
     batch = tuple(size for a, size in enumerate(logits.shape) if a not in axes)
@@ -225,8 +226,14 @@ def labels(function: str, labels: ArrayLike, logits: jax.Array, axis: int) -> ja
     if converted.shape != batch:
         rule = "labels must have the shape of logits without the class axis"
         fail(ValueError, function, rule, labels=converted, logits=logits, axis=axis)
-    wide = converted if converted.dtype == jnp.int64 else converted.astype(jnp.int32)
-    return jnp.expand_dims(wide, axis)
+    return jnp.expand_dims(_signed(converted), axis)
+
+
+def _signed(labels: jax.Array) -> jax.Array:
+    """As int32 or int64; what does not fit stays out of the range of any label."""
+    if labels.dtype in (jnp.uint32, jnp.uint64):
+        labels = jnp.minimum(labels, jnp.asarray(2**31 - 1, labels.dtype))
+    return labels if labels.dtype == jnp.int64 else labels.astype(jnp.int32)
 
 
 def head(
@@ -273,7 +280,7 @@ def row_labels(function: str, labels: ArrayLike, features: jax.Array) -> jax.Arr
     if converted.shape != features.shape[:-1]:
         rule = "labels must have the shape of features without the last axis"
         fail(ValueError, function, rule, labels=converted, features=features)
-    return converted if converted.dtype == jnp.int64 else converted.astype(jnp.int32)
+    return _signed(converted)
 
 
 def row_numbers(

@@ -402,6 +402,8 @@ def _sum_forward(static: _Structured, *leaves: Any) -> Any:
 
     def slopes(logits: Any, block: _Block, weights: Any, _: Any) -> Any:
         outs, numbers = plan.rules.forward(plan.options, logits, block.rows)
+        # A row of weight 0 shows the objective zeros, so that no infinite loss of it meets the cotangent 0.
+        outs = jax.tree.map(lambda x: jnp.where(weights == 0, 0.0, x), outs)
         losses, pull = jax.vjp(static.objective, outs, consts)
         cotangents, dconsts = pull(weights)
         cotangents = jax.tree.map(lambda c: jnp.where(weights == 0, 0.0, c), cotangents)
@@ -409,7 +411,7 @@ def _sum_forward(static: _Structured, *leaves: Any) -> Any:
         return dlogits, drows, losses, dconsts
 
     gradients, losses, dconsts = _scan_gradients(plan, inputs, slopes, consts, weights)
-    losses = _where_counted(inputs.counted, losses)
+    losses = jnp.where(weights == 0, 0.0, losses)
     return jnp.sum(_weighted(weights, losses)), _SumResiduals(_Summed(gradients, losses, dconsts), leaves)
 
 

@@ -16,7 +16,7 @@ FILES = {".".join(p.relative_to(PACKAGE).with_suffix("").parts): p for p in sort
 
 CORE = {"_core", "_core.arrays", "_core.checks", "_core.rules", "_core.scalars", "_core.streams"}
 L1 = {"normalizers", "statistics"}
-L2 = {"objectives", "relaxations", "divergences", "hinges"}
+L2 = {"objectives", "relaxations", "divergences", "hinges", "linear_rows"}
 L3 = {"losses", "binary_losses", "linear", "linear_distributions", "linear_ranks"}
 ALLOWED: dict[str, set[str]] = {
     "_core.__init__": set(),
@@ -33,9 +33,10 @@ ALLOWED: dict[str, set[str]] = {
     "divergences": CORE | L1,
     "losses": CORE | L1 | L2,
     "binary_losses": CORE | L1 | L2,
+    "linear_rows": CORE | L1,
     "linear": CORE | L1 | L2,
-    "linear_distributions": CORE | L1 | L2 | {"linear"},
-    "linear_ranks": CORE | L1 | L2 | {"linear", "linear_distributions", "losses"},
+    "linear_distributions": CORE | L1 | L2,
+    "linear_ranks": CORE | L1 | L2 | {"losses"},
     "__init__": CORE | L1 | L2 | L3,
 }
 OUTSIDE = {"jax", "numpy"}

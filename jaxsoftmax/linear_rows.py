@@ -1,0 +1,216 @@
+"""What the functions of the streamed head share: checked inputs, the statistics of a block, weights and reductions."""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxsoftmax._core import arrays, checks, streams
+from jaxsoftmax.statistics import (
+    DenseOptions,
+    DenseResiduals,
+    RowStatistics,
+    dense_backward,
+    dense_forward,
+    dense_tangent,
+)
+
+__all__: list[str] = []
+
+
+# The statistics as an operation on rows: the dense one, on the logits of a block.
+
+
+class Statics(NamedTuple):
+    """The options that are fixed when a program is traced."""
+
+    logit_cap: float | None
+    ignore_label: int | None
+    block_size: int | None
+    precision: Any
+
+
+class _Numbers(NamedTuple):
+    """What the backward pass needs of a row."""
+
+    largest: jax.Array
+    target: jax.Array
+    others: jax.Array
+
+
+def column(x: Any) -> Any:
+    return None if x is None else x[:, None]
+
+
+def _residuals(logits: Any, rows: Any, numbers: _Numbers) -> DenseResiduals:
+    labels, temperature, classes = map(column, rows)
+    kept: Any = map(column, numbers)
+    return DenseResiduals(logits[0], labels, None, classes, temperature, *kept)
+
+
+def _rows_forward(options: DenseOptions, logits: Any, rows: Any) -> Any:
+    (values,), (labels, temperature, classes) = logits, map(column, rows)
+    outs, kept = dense_forward(options, values, labels, None, classes, temperature)
+    numbers = _Numbers(kept.largest, kept.target, kept.others)
+    outs, numbers = jax.tree.map(lambda x: x[:, 0], (outs, numbers))
+    return RowStatistics._make((*outs, rows[2])), numbers
+
+
+def _rows_backward(options: DenseOptions, logits: Any, rows: Any, numbers: _Numbers, cotangents: Any) -> Any:
+    wide = tuple(map(column, cotangents[:4]))
+    dlogits, _, _, _, dtemperature = dense_backward(options, _residuals(logits, rows, numbers), wide)
+    return (dlogits,), (None, None if dtemperature is None else dtemperature[:, 0], None)
+
+
+def _rows_tangent(options: DenseOptions, logits: Any, rows: Any, numbers: _Numbers, along: Any, trows: Any) -> Any:
+    tangents = (along[0], None, None, None, column(trows[1]))
+    outs = dense_tangent(options, _residuals(logits, rows, numbers), tangents)
+    outs = jax.tree.map(lambda x: x[:, 0], outs)
+    return RowStatistics._make((*outs, None if rows[2] is None else jnp.zeros_like(rows[2])))
+
+
+_ROWS = streams.RowRules(_rows_forward, _rows_backward, _rows_tangent)
+
+
+def check_statics(function: str, temperature: Any, statics: Statics) -> None:
+    """The options that are Python values, before anything is traced."""
+    checks.numbers_in(function, 0, math.inf, temperature=temperature)
+    checks.positive(function, logit_cap=statics.logit_cap)
+    checks.whole(function, ignore_label=statics.ignore_label, block_size=statics.block_size)
+    checks.numbers_in(function, 1, math.inf, block_size=statics.block_size)
+
+
+def labelled(
+    function: str, features: Any, kernel: Any, labels: Any, bias: Any, where: Any, temperature: Any, statics: Statics
+) -> tuple[streams.Plan, streams.Inputs, tuple[int, ...]]:
+    """Checked, with all rows along one axis; and the shape of the batch. Classes are counted."""
+    features, kernel, bias = checks.head(function, ("features", "kernel", "bias"), features, kernel, bias)
+    where = checks.classes_present(function, where, kernel)
+    labels = checks.row_labels(function, labels, features)
+    temperature = checks.row_numbers(function, "temperature", temperature, features, scalar=True)
+    batch, rows = features.shape[:-1], math.prod(features.shape[:-1])
+    labels = labels.reshape(rows)
+    counted = None
+    if statics.ignore_label is not None:
+        counted = labels != statics.ignore_label
+        labels = jnp.where(counted, labels, 0)
+    present = jnp.ones(kernel.shape[1:], bool) if where is None else where
+    present = present if bias is None else present & ~jnp.isneginf(bias)
+    if where is not None:
+        kernel = without_absent(kernel, where)
+    dtype = arrays.compute_dtype(features.dtype)
+    classes = jnp.broadcast_to(jnp.sum(present.astype(dtype)), rows)
+    side = streams.Side(features.reshape(rows, features.shape[-1]), kernel, bias)
+    temperature = None if temperature is None else temperature.reshape(rows)
+    inputs = streams.Inputs((side,), where, (labels, temperature, classes), counted)
+    block = streams.block_rows(rows, kernel.shape[1], statics.block_size)
+    return streams.Plan(_ROWS, DenseOptions(1, cap_of(statics), None), block, statics.precision), inputs, batch
+
+
+def without_absent(kernel: jax.Array, where: jax.Array) -> jax.Array:
+    """The kernel with 0 for absent classes, whose columns take part in the products that give dh."""
+    return jnp.where(where[None], kernel, jnp.zeros((), kernel.dtype))
+
+
+def without_mean(inputs: streams.Inputs) -> streams.Inputs:
+    """The mean is not computed where the number of classes is not given."""
+    return inputs._replace(rows=(*inputs.rows[:2], None))
+
+
+def _certain(statistics: RowStatistics, counted: jax.Array | None) -> RowStatistics:
+    """Rows that do not count look like a certain label; the number of classes stays."""
+    if counted is None:
+        return statistics
+    certain = (0.0, -jnp.inf, 0.0, 0.0)
+    outs: Any = [x if x is None else jnp.where(counted, x, c) for x, c in zip(statistics[:4], certain, strict=True)]
+    return RowStatistics._make((*outs, statistics.classes))
+
+
+def statistics_of_rows(
+    function: str,
+    features: Any,
+    kernel: Any,
+    labels: Any,
+    bias: Any,
+    where: Any,
+    temperature: Any,
+    statics: Statics,
+    *,
+    mean: bool,
+) -> tuple[RowStatistics, tuple[int, ...]]:
+    """Checked in the name of the function and computed, with fields [N]; and the shape of the batch."""
+    plan, inputs, batch = labelled(function, features, kernel, labels, bias, where, temperature, statics)
+    inputs = inputs if mean else without_mean(inputs)
+    statistics = streams.streamed(plan, inputs)._replace(classes=inputs.rows[2])
+    return _certain(statistics, inputs.counted), batch
+
+
+def in_rows(x: jax.Array, count: int) -> jax.Array:
+    return x.reshape(count, *x.shape[x.ndim - 1 :])
+
+
+def inputs_of(
+    function: str, features: Any, kernel: Any, bias: Any, where: Any, temperature: Any
+) -> tuple[streams.Inputs, tuple[int, ...]]:
+    """Checked, with all rows along one axis and the temperature as the only number per row; the shape of the batch."""
+    features, kernel, bias = checks.head(function, ("features", "kernel", "bias"), features, kernel, bias)
+    where = checks.classes_present(function, where, kernel)
+    temperature = checks.row_numbers(function, "temperature", temperature, features, scalar=True)
+    batch = features.shape[:-1]
+    count = math.prod(batch)
+    kernel = kernel if where is None else without_absent(kernel, where)
+    side = streams.Side(in_rows(features, count), kernel, bias)
+    return streams.Inputs((side,), where, (flat(temperature, count),), None), batch
+
+
+def flat(x: jax.Array | None, count: int) -> jax.Array | None:
+    return None if x is None else x.reshape(count)
+
+
+def plan_of(rules: streams.RowRules | None, options: Any, inputs: streams.Inputs, statics: Statics) -> streams.Plan:
+    count = inputs.sides[0].features.shape[0]
+    classes = sum(side.kernel.shape[1] for side in inputs.sides)
+    return streams.Plan(rules, options, streams.block_rows(count, classes, statics.block_size), statics.precision)
+
+
+def cap_of(statics: Statics) -> float | None:
+    return None if statics.logit_cap is None else float(statics.logit_cap)
+
+
+def reduced(
+    plan: streams.Plan,
+    inputs: streams.Inputs,
+    weights: jax.Array | None,
+    objective: Callable[..., jax.Array],
+    consts: tuple[Any, ...],
+    reduction: str,
+    batch: tuple[int, ...],
+    *,
+    apart: bool,
+) -> jax.Array:
+    """Losses of the operation on rows, times the weights [N], as a mean, a sum, or one per row in the batch's shape.
+
+    Rows of weight 0, and those that do not count already, are not computed where a whole block of them comes together.
+    Apart from the blocks, the objective is differentiated by JAX, and the backward pass computes the blocks again.
+    """
+    features = inputs.sides[0].features
+    rows = jnp.ones(features.shape[0], arrays.compute_dtype(features.dtype)) if weights is None else weights
+    if inputs.counted is not None:
+        rows = jnp.where(inputs.counted, rows, 0.0)
+    if weights is not None or inputs.counted is not None:
+        inputs = inputs._replace(counted=rows != 0)
+    if apart:
+        outs = jax.tree.map(lambda x: jnp.where(rows == 0, 0.0, x), streams.streamed(plan, inputs))
+        losses = jnp.where(rows == 0, 0.0, rows * objective(outs, consts))
+        if reduction == "none":
+            return losses.reshape(batch)
+        summed = jnp.sum(losses)
+    else:
+        summed = streams.streamed_sum(plan, objective, inputs, rows, consts)
+    if reduction == "sum":
+        return summed
+    # Divided here, not in the weights of the rows: gradients of logits in float16 would vanish.
+    total = jnp.sum(rows)
+    return jnp.where(total == 0, 0.0, summed / jnp.where(total == 0, 1.0, total))
