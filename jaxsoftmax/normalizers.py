@@ -237,8 +237,7 @@ def _canonical(function: str, logits: Any, where: Any, temperature: Any, axis: A
 #                      At a class j with p_j near 1, v_j - sum p v cancels; c = v_j makes the first term 0 and leaves
 #                      the sum over the others. With p_j <= 1/2 everywhere nothing cancels, and c must be 0, for the v
 #                      of a rare class may be large beside all that counts. S < 2 tells the two apart. Then the
-#                      largest class is unique, and v_j is sum v u, u as in arrays.excess, but for another class so
-#                      near that both have much of the mass, where every c of their size will do.
+#                      largest class is unique, and v_j is summed with weights that vanish below it.
 #   log softmax        out_j = d_j - log S, log S = log1p(S - 1) from the excess.
 #                      dd_j = g_j - p_j G, G = sum g over the present classes, as  g_j (1 - p_j) - p_j (G - g_j)  with
 #                      1 - p_j = (S - 1 + 1 - exp(d_j)) / S. G - g_j is  sum g (1 - u)  +  (sum g u - g_j),  u as in
@@ -277,9 +276,13 @@ def softmax_jacobian(
 
 
 def centre_of(scaled: jax.Array, total: jax.Array, vector: jax.Array, axes: arrays.Axes) -> jax.Array:
-    """c = sum v u: the vector at the largest class where that class has more than half of the mass, else 0."""
+    """c = sum v w: the vector at the largest class where that class has more than half of the mass, else 0.
+
+    w is 1 for the largest class and falls to 0 within a millionth, so that even a near class does not blur c.
+    """
+    largest = jnp.minimum(jnp.maximum(1.0 + 2.0**20 * lax.stop_gradient(scaled), 0.0), 1.0)
     dominant = jnp.minimum(jnp.maximum((2.0 - lax.stop_gradient(total)) * 2.0**40, 0.0), 1.0)
-    return arrays.row_sum(vector * arrays.near_top(scaled), axes) * dominant
+    return arrays.row_sum(vector * largest, axes) * dominant
 
 
 def _softmax_forward(axes: arrays.Axes, logits: Any, where: Any, temperature: Any) -> Any:
