@@ -47,7 +47,7 @@ def linear_statistics(
         logit_cap: Logits become cap · tanh(z / cap), before the temperature.
         ignore_label: The one label whose rows do not count: they look like a certain label, target 0 and rest -inf, so
             that every objective gives 0, and their gradient is 0, whatever their features hold.
-        block_size: Rows in a block. By default so many that the float32 logits of one stay near 64 MiB on a CPU and
+        block_size: Rows in a block. By default so many that the float32 logits of one stay near 32 MiB on a CPU and
             256 MiB elsewhere.
         precision: Of the matrix products, as `jax.lax.dot_general` takes it.
 
@@ -114,7 +114,7 @@ def linear_loss(
         temperature: T ≥ 0 divides the logits; a scalar or one number per row.
         logit_cap: Logits become cap · tanh(z / cap), before the temperature.
         ignore_label: The one label whose rows have weight 0.
-        block_size: Rows in a block. By default so many that the float32 logits of one stay near 64 MiB on a CPU and
+        block_size: Rows in a block. By default so many that the float32 logits of one stay near 32 MiB on a CPU and
             256 MiB elsewhere.
         precision: Of the matrix products, as `jax.lax.dot_general` takes it.
 
@@ -205,7 +205,7 @@ def linear_cross_entropy(
         temperature: T ≥ 0 divides the logits; a scalar or one number per row.
         logit_cap: Logits become cap · tanh(z / cap), before the temperature.
         ignore_label: The one label whose rows have weight 0.
-        block_size: Rows in a block. By default so many that the float32 logits of one stay near 64 MiB on a CPU and
+        block_size: Rows in a block. By default so many that the float32 logits of one stay near 32 MiB on a CPU and
             256 MiB elsewhere.
         precision: Of the matrix products, as `jax.lax.dot_general` takes it.
 

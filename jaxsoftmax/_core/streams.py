@@ -19,7 +19,7 @@ from jaxsoftmax._core import arrays, rules
 __all__ = ["Inputs", "Plan", "RowRules", "Side", "block_rows", "logits_of", "map_blocks", "streamed", "streamed_sum"]
 
 # A block of logits that stays near so many bytes: a CPU wants it small, an accelerator large products.
-BLOCK_BYTES = {"cpu": 2**26}
+BLOCK_BYTES = {"cpu": 2**25}
 BLOCK_BYTES_ELSEWHERE = 2**28
 LEAST_COLUMNS = 2048
 
