@@ -86,27 +86,19 @@ def labelled(
     function: str, features: Any, kernel: Any, labels: Any, bias: Any, where: Any, temperature: Any, statics: Statics
 ) -> tuple[streams.Plan, streams.Inputs, tuple[int, ...]]:
     """Checked, with all rows along one axis; and the shape of the batch. Classes are counted."""
-    features, kernel, bias = checks.head(function, ("features", "kernel", "bias"), features, kernel, bias)
-    where = checks.classes_present(function, where, kernel)
-    labels = checks.row_labels(function, labels, features)
-    temperature = checks.row_numbers(function, "temperature", temperature, features, scalar=True)
-    batch, rows = features.shape[:-1], math.prod(features.shape[:-1])
-    labels = labels.reshape(rows)
+    inputs, batch = inputs_of(function, features, kernel, bias, where, temperature)
+    (side,), (temperature,) = inputs.sides, inputs.rows
+    rows, classes = side.features.shape[0], side.kernel.shape[1]
+    labels = checks.row_labels(function, labels, jnp.asarray(features)).reshape(rows)
     counted = None
     if statics.ignore_label is not None:
         counted = labels != statics.ignore_label
         labels = jnp.where(counted, labels, 0)
-    present = jnp.ones(kernel.shape[1:], bool) if where is None else where
-    present = present if bias is None else present & ~jnp.isneginf(bias)
-    if where is not None:
-        kernel = without_absent(kernel, where)
-    dtype = arrays.compute_dtype(features.dtype)
-    classes = jnp.broadcast_to(jnp.sum(present.astype(dtype)), rows)
-    side = streams.Side(features.reshape(rows, features.shape[-1]), kernel, bias)
-    temperature = None if temperature is None else temperature.reshape(rows)
-    inputs = streams.Inputs((side,), where, (labels, temperature, classes), counted)
-    block = streams.block_rows(rows, kernel.shape[1], statics.block_size)
-    return streams.Plan(_ROWS, DenseOptions(1, cap_of(statics), None), block, statics.precision), inputs, batch
+    present = jnp.ones(classes, bool) if inputs.where is None else inputs.where
+    present = present if side.bias is None else present & ~jnp.isneginf(side.bias)
+    number = jnp.broadcast_to(jnp.sum(present.astype(arrays.compute_dtype(side.features.dtype))), rows)
+    inputs = inputs._replace(rows=(labels, temperature, number), counted=counted)
+    return plan_of(_ROWS, DenseOptions(1, cap_of(statics), None), inputs, statics), inputs, batch
 
 
 def without_absent(kernel: jax.Array, where: jax.Array) -> jax.Array:
