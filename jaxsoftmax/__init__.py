@@ -11,6 +11,7 @@ from jaxsoftmax.linear_ranks import TopClasses, linear_accuracy, linear_top_k
 from jaxsoftmax.losses import cross_entropy, focal_loss, poly_loss, smooth_labels, weighted_mean
 from jaxsoftmax.normalizers import log_softmax, logsumexp, smooth_max, softmax
 from jaxsoftmax.relaxations import gumbel_softmax, straight_through
+from jaxsoftmax.sharding import sharded_linear_loss, sharded_linear_statistics
 from jaxsoftmax.statistics import RowStatistics, row_statistics
 
 __version__ = "0.1.0"
@@ -39,6 +40,8 @@ __all__ = [
     "objectives",
     "poly_loss",
     "row_statistics",
+    "sharded_linear_loss",
+    "sharded_linear_statistics",
     "sigmoid_focal_loss",
     "smooth_labels",
     "smooth_max",

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jaxsoftmax._core import arrays, checks, rules, scalars
+from jaxsoftmax._core.meshes import Axes
 from jaxsoftmax.objectives import focal_slopes, focal_value
 
 __all__ = ["binary_cross_entropy", "sigmoid_focal_loss"]
@@ -148,7 +149,7 @@ def _canonical(function: str, logits: Any, labels: Any, where: Any) -> tuple[jax
     logits = checks.floating(function, logits=logits)
     labels = checks.numeric(function, labels=labels)
     checks.same_shape(function, logits=logits, labels=labels)
-    where = checks.mask(function, where, logits, (logits.ndim - 1,) if logits.ndim else ())
+    where = checks.mask(function, where, logits, Axes(tuple(range(logits.ndim))[-1:]))
     if where is not None:
         logits = jnp.where(where, logits, jnp.zeros((), logits.dtype))
     return logits, labels, where
@@ -170,7 +171,7 @@ def _binary_call(logits: Any, labels: Any, weight: Any, where: Any) -> jax.Array
         weight = checks.scalar(name, dtype, positive_weight=1.0 if weight is None else weight)
         weight = weight.reshape((1,) * logits.ndim)
     else:
-        weight = checks.class_vector(name, "positive_weight", weight, logits, logits.ndim - 1)
+        weight = checks.class_vector(name, "positive_weight", weight, logits, Axes((logits.ndim - 1,)))
     return _masked(_binary(logits, labels, weight), where)
 
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jaxsoftmax._core import arrays, checks, rules, scalars
+from jaxsoftmax._core.meshes import Axes, AxisName
 from jaxsoftmax.normalizers import log_softmax_pull, log_softmax_push
 from jaxsoftmax.statistics import cap_slope, capped
 
@@ -23,6 +24,7 @@ def soft_cross_entropy(
     where: ArrayLike | None = None,
     temperature: ArrayLike | None = None,
     logit_cap: float | None = None,
+    axis_name: AxisName = None,
 ) -> jax.Array:
     """Softmax cross entropy with a distribution per row.
 
@@ -35,6 +37,7 @@ def soft_cross_entropy(
         where: Which classes are present: boolean, of the shape of the logits or [V].
         temperature: T ≥ 0 divides the logits; a scalar or one number per row.
         logit_cap: Logits become cap · tanh(z / cap), before the temperature.
+        axis_name: The mesh axis, or axes, over which the classes are split, inside of `jax.shard_map`.
 
     Returns:
         [...] in nats, float32 or wider.
@@ -57,10 +60,12 @@ def soft_cross_entropy(
         >>> print(jaxsoftmax.soft_cross_entropy(jnp.array([[0.0, 0.0, -jnp.inf]]), jnp.array([[0.5, 0.5, 0.0]])))
         [0.6931472]
     """
-    checks.static_axis("soft_cross_entropy", axis)
+    checks.static_axis("soft_cross_entropy", axis, axis_name)
     checks.numbers_in("soft_cross_entropy", 0, math.inf, temperature=temperature)
     checks.positive("soft_cross_entropy", logit_cap=logit_cap)
-    return _soft_cross_entropy_call(logits, targets, where, temperature, axis=axis, logit_cap=logit_cap)
+    return _soft_cross_entropy_call(
+        logits, targets, where, temperature, axis=axis, axis_name=axis_name, logit_cap=logit_cap
+    )
 
 
 def kl_divergence(
@@ -70,6 +75,7 @@ def kl_divergence(
     axis: int = -1,
     where: ArrayLike | None = None,
     temperature: ArrayLike | None = None,
+    axis_name: AxisName = None,
 ) -> jax.Array:
     """The Kullback-Leibler divergence of the model from the target, both given by logits.
 
@@ -81,6 +87,7 @@ def kl_divergence(
         axis: The class axis.
         where: Which classes are present in both: boolean, of the shape of the logits or [V].
         temperature: T ≥ 0 divides both; a scalar or one number per row.
+        axis_name: The mesh axis, or axes, over which the classes are split, inside of `jax.shard_map`.
 
     Returns:
         [...] in nats, ≥ 0, float32 or wider.
@@ -107,9 +114,9 @@ def kl_divergence(
         S. Kullback and R. A. Leibler, On Information and Sufficiency, 1951.
         G. Hinton, O. Vinyals and J. Dean, Distilling the Knowledge in a Neural Network, 2015.
     """
-    checks.static_axis("kl_divergence", axis)
+    checks.static_axis("kl_divergence", axis, axis_name)
     checks.numbers_in("kl_divergence", 0, math.inf, temperature=temperature)
-    return _kl_call(logits, target_logits, where, temperature, axis=axis)
+    return _kl_call(logits, target_logits, where, temperature, axis=axis, axis_name=axis_name)
 
 
 def entropy(
@@ -119,6 +126,7 @@ def entropy(
     where: ArrayLike | None = None,
     temperature: ArrayLike | None = None,
     base: float | None = None,
+    axis_name: AxisName = None,
 ) -> jax.Array:
     """The entropy of the softmax distribution.
 
@@ -130,6 +138,7 @@ def entropy(
         where: Which classes are present: boolean, of the shape of the logits or [V].
         temperature: T ≥ 0 divides the logits; a scalar or one number per row.
         base: Of the logarithm: None for nats, 2 for bits.
+        axis_name: The mesh axis, or axes, over which the classes are split, inside of `jax.shard_map`.
 
     Returns:
         [...] in nats, or in units of the base, float32 or wider; between 0 and log V.
@@ -155,12 +164,12 @@ def entropy(
     References:
         C. E. Shannon, A Mathematical Theory of Communication, 1948.
     """
-    checks.static_axis("entropy", axis)
+    checks.static_axis("entropy", axis, axis_name)
     checks.numbers_in("entropy", 0, math.inf, temperature=temperature)
     checks.positive("entropy", base=base)
     if base == 1:
         checks.fail(ValueError, "entropy", "base must not be 1", base=base)
-    return _entropy_call(logits, where, temperature, axis=axis, base=base)
+    return _entropy_call(logits, where, temperature, axis=axis, axis_name=axis_name, base=base)
 
 
 _jit = functools.partial(jax.jit, inline=True)
@@ -191,33 +200,39 @@ class DivergenceResiduals(NamedTuple):
     others: jax.Array
 
 
-class _Options(NamedTuple):
-    axis: int
+class DivergenceOptions(NamedTuple):
+    """What is fixed when a program is traced."""
+
+    axes: Axes
     logit_cap: float | None
 
+    @property
+    def mesh(self) -> tuple[str, ...]:
+        return self.axes.mesh
 
-def _excess(values: jax.Array, axis: int, temperature: Any) -> tuple[jax.Array, jax.Array]:
+
+def _excess(values: jax.Array, axes: Axes, temperature: Any) -> tuple[jax.Array, jax.Array]:
     """m, and S - 1, which is 0 in a row without any class; a NaN stays."""
-    largest = arrays.row_max(values, (axis,), widened=True)
-    others = arrays.excess(values, (axis,), largest, temperature)
+    largest = arrays.row_max(values, axes, widened=True)
+    others = arrays.excess(values, axes, largest, temperature)
     return largest, jnp.where(others < 0, 0.0, others)
 
 
-def _soft_scaled(options: _Options, residuals: DivergenceResiduals, shift: jax.Array) -> jax.Array:
+def _soft_scaled(options: DivergenceOptions, residuals: DivergenceResiduals, shift: jax.Array) -> jax.Array:
     return arrays.centred(capped(residuals.logits, residuals.where, options.logit_cap), shift, residuals.temperature)
 
 
-def _soft_forward(options: _Options, logits: Any, targets: Any, where: Any, temperature: Any) -> Any:
-    axes = (options.axis,)
-    numbers = _excess(capped(logits, where, options.logit_cap), options.axis, temperature)
+def _soft_forward(options: DivergenceOptions, logits: Any, targets: Any, where: Any, temperature: Any) -> Any:
+    axes = options.axes
+    numbers = _excess(capped(logits, where, options.logit_cap), options.axes, temperature)
     residuals = DivergenceResiduals(logits, targets, where, temperature, *numbers)
     surprise = jnp.log1p(residuals.others) - _soft_scaled(options, residuals, residuals.shift)
     wide = targets.astype(surprise.dtype)
     return arrays.row_sum(scalars.times(wide, surprise), axes), residuals
 
 
-def _soft_backward(options: _Options, residuals: DivergenceResiduals, cotangent: jax.Array) -> Any:
-    axes = (options.axis,)
+def _soft_backward(options: DivergenceOptions, residuals: DivergenceResiduals, cotangent: jax.Array) -> Any:
+    axes = options.axes
     scaled = _soft_scaled(options, residuals, residuals.shift)
     targets = residuals.targets.astype(scaled.dtype)
     gradient = -cotangent * log_softmax_pull(scaled, residuals.others, targets, axes)
@@ -229,8 +244,8 @@ def _soft_backward(options: _Options, residuals: DivergenceResiduals, cotangent:
     return dlogits.astype(residuals.logits.dtype), dtargets, None, dtemperature
 
 
-def _soft_tangent(options: _Options, residuals: DivergenceResiduals, tangents: Any) -> jax.Array:
-    axes = (options.axis,)
+def _soft_tangent(options: DivergenceOptions, residuals: DivergenceResiduals, tangents: Any) -> jax.Array:
+    axes = options.axes
     scaled = _soft_scaled(options, residuals, residuals.shift)
     vector = tangents[0].astype(scaled.dtype)
     if options.logit_cap is not None:
@@ -245,34 +260,36 @@ def _soft_tangent(options: _Options, residuals: DivergenceResiduals, tangents: A
 _soft_cross_entropy = rules.operation(_soft_forward, _soft_backward, _soft_tangent)
 
 
-@functools.partial(_jit, static_argnames=("axis", "logit_cap"))
+@functools.partial(_jit, static_argnames=("axis", "logit_cap", "axis_name"))
 def _soft_cross_entropy_call(
-    logits: Any, targets: Any, where: Any, temperature: Any, *, axis: int, logit_cap: float | None
+    logits: Any, targets: Any, where: Any, temperature: Any, *, axis: int, logit_cap: float | None, axis_name: AxisName
 ) -> jax.Array:
     name = "soft_cross_entropy"
     logits = checks.floating(name, logits=logits)
     targets = checks.floating(name, targets=targets)
     checks.same_shape(name, logits=logits, targets=targets)
-    axis, where, temperature = _common(name, logits, where, temperature, axis)
-    options = _Options(axis, None if logit_cap is None else float(logit_cap))
-    return jnp.squeeze(_soft_cross_entropy(options, logits, targets, where, temperature), axis)
+    axes, where, temperature = _common(name, logits, where, temperature, axis, axis_name)
+    options = DivergenceOptions(axes, None if logit_cap is None else float(logit_cap))
+    return jnp.squeeze(_soft_cross_entropy(options, logits, targets, where, temperature), axes.one)
 
 
-def _common(function: str, logits: jax.Array, where: Any, temperature: Any, axis: Any) -> tuple[int, Any, Any]:
-    axis = checks.class_axis(function, axis, logits=logits)
-    where = checks.mask(function, where, logits, (axis,))
-    return axis, where, checks.per_row(function, "temperature", temperature, logits, (axis,))
+def _common(
+    function: str, logits: jax.Array, where: Any, temperature: Any, axis: Any, axis_name: AxisName
+) -> tuple[Axes, Any, Any]:
+    axes = checks.class_axis(function, axis, axis_name, logits=logits)
+    where = checks.mask(function, where, logits, axes)
+    return axes, where, checks.per_row(function, "temperature", temperature, logits, axes)
 
 
 def _entropy_scaled(residuals: DivergenceResiduals) -> jax.Array:
     return arrays.centred(arrays.present(residuals.logits, residuals.where), residuals.shift, residuals.temperature)
 
 
-def entropy_forward(axis: int, logits: Any, where: Any, temperature: Any) -> Any:
+def entropy_forward(axes: Axes, logits: Any, where: Any, temperature: Any) -> Any:
     residuals = DivergenceResiduals(
-        logits, None, where, temperature, *_excess(arrays.present(logits, where), axis, temperature)
+        logits, None, where, temperature, *_excess(arrays.present(logits, where), axes, temperature)
     )
-    return jnp.log1p(residuals.others) - _mean_logit(_entropy_scaled(residuals), residuals.others, (axis,)), residuals
+    return jnp.log1p(residuals.others) - _mean_logit(_entropy_scaled(residuals), residuals.others, axes), residuals
 
 
 def _finite(scaled: jax.Array) -> jax.Array:
@@ -280,7 +297,7 @@ def _finite(scaled: jax.Array) -> jax.Array:
     return jnp.maximum(scaled, -1000.0)
 
 
-def _mean_logit(scaled: jax.Array, others: jax.Array, axes: arrays.Axes) -> jax.Array:
+def _mean_logit(scaled: jax.Array, others: jax.Array, axes: Axes) -> jax.Array:
     """mu = sum p d, where absent classes have p = 0."""
     return arrays.row_sum(jnp.exp(scaled) * _finite(scaled), axes) * (1.0 / (1.0 + others))
 
@@ -291,33 +308,35 @@ def _distribution(scaled: jax.Array, others: jax.Array) -> tuple[jax.Array, jax.
     return absent, jnp.where(absent, 0.0, scaled), jnp.exp(scaled) / (1.0 + others)
 
 
-def _entropy_slopes(axis: int, scaled: jax.Array, others: jax.Array) -> jax.Array:
+def _entropy_slopes(axes: Axes, scaled: jax.Array, others: jax.Array) -> jax.Array:
     """-p (d - mu)."""
-    centre = _mean_logit(scaled, others, (axis,))
+    centre = _mean_logit(scaled, others, axes)
     return jnp.exp(scaled) * (centre - _finite(scaled)) * (1.0 / (1.0 + others))
 
 
-def entropy_backward(axis: int, residuals: DivergenceResiduals, cotangent: jax.Array) -> Any:
+def entropy_backward(axes: Axes, residuals: DivergenceResiduals, cotangent: jax.Array) -> Any:
     scaled = _entropy_scaled(residuals)
-    gradient = cotangent * _entropy_slopes(axis, scaled, residuals.others)
-    dlogits, dtemperature = arrays.to_inputs(gradient, scaled, residuals.temperature, (axis,))
+    gradient = cotangent * _entropy_slopes(axes, scaled, residuals.others)
+    dlogits, dtemperature = arrays.to_inputs(gradient, scaled, residuals.temperature, axes)
     return dlogits.astype(residuals.logits.dtype), None, dtemperature
 
 
-def entropy_tangent(axis: int, residuals: DivergenceResiduals, tangents: Any) -> jax.Array:
+def entropy_tangent(axes: Axes, residuals: DivergenceResiduals, tangents: Any) -> jax.Array:
     scaled = _entropy_scaled(residuals)
     vector = arrays.from_inputs(tangents[0], tangents[2], scaled, residuals.temperature)
-    return arrays.row_sum(_entropy_slopes(axis, scaled, residuals.others) * vector, (axis,))
+    return arrays.row_sum(_entropy_slopes(axes, scaled, residuals.others) * vector, axes)
 
 
 _entropy = rules.operation(entropy_forward, entropy_backward, entropy_tangent)
 
 
-@functools.partial(_jit, static_argnames=("axis", "base"))
-def _entropy_call(logits: Any, where: Any, temperature: Any, *, axis: int, base: float | None) -> jax.Array:
+@functools.partial(_jit, static_argnames=("axis", "base", "axis_name"))
+def _entropy_call(
+    logits: Any, where: Any, temperature: Any, *, axis: int, base: float | None, axis_name: AxisName
+) -> jax.Array:
     logits = checks.floating("entropy", logits=logits)
-    axis, where, temperature = _common("entropy", logits, where, temperature, axis)
-    nats = jnp.squeeze(_entropy(axis, logits, where, temperature), axis)
+    axes, where, temperature = _common("entropy", logits, where, temperature, axis, axis_name)
+    nats = jnp.squeeze(_entropy(axes, logits, where, temperature), axes.one)
     return nats if base is None else nats / math.log(base)
 
 
@@ -346,7 +365,7 @@ class _Pair(NamedTuple):
     delta: jax.Array
 
 
-def _pair(axis: int, residuals: KLResiduals) -> _Pair:
+def _pair(axes: Axes, residuals: KLResiduals) -> _Pair:
     logits, target_logits, where, temperature, largest, others, target_largest, target_others = residuals
     values, target_values = arrays.present(logits, where), arrays.present(target_logits, where)
     model = arrays.centred(values, largest, temperature)
@@ -366,8 +385,8 @@ def _pair(axis: int, residuals: KLResiduals) -> _Pair:
     gap = jnp.where(jnp.abs(offset) <= 1.0, across, within)
 
     far = (jnp.abs(gap) >= 0.5) | (model_absent != target_absent)
-    close = ~jnp.any(far, axis=axis, keepdims=True)
-    near_offset = jnp.log1p(arrays.row_sum(q * jnp.expm1(jnp.where(close, gap, 0.0)), (axis,)))
+    close = arrays.row_sum(far.astype(largest.dtype), axes) == 0
+    near_offset = jnp.log1p(arrays.row_sum(q * jnp.expm1(jnp.where(close, gap, 0.0)), axes))
     offset = jnp.where(close, near_offset, jnp.log1p(others) - jnp.log1p(target_others))
     return _Pair(model, target, model_absent, target_absent, p, q, jnp.where(absent, 0.0, gap - offset))
 
@@ -384,53 +403,55 @@ def _kl_terms(pair: _Pair) -> jax.Array:
     return jnp.where(pair.target_absent, pair.p, costly)
 
 
-def kl_forward(axis: int, logits: Any, target_logits: Any, where: Any, temperature: Any) -> Any:
-    model = _excess(arrays.present(logits, where), axis, temperature)
-    target = _excess(arrays.present(target_logits, where), axis, temperature)
+def kl_forward(axes: Axes, logits: Any, target_logits: Any, where: Any, temperature: Any) -> Any:
+    model = _excess(arrays.present(logits, where), axes, temperature)
+    target = _excess(arrays.present(target_logits, where), axes, temperature)
     residuals = KLResiduals(logits, target_logits, where, temperature, *model, *target)
-    return arrays.row_sum(_kl_terms(_pair(axis, residuals)), (axis,)), residuals
+    return arrays.row_sum(_kl_terms(_pair(axes, residuals)), axes), residuals
 
 
-def _kl_slopes(axis: int, pair: _Pair) -> tuple[jax.Array, jax.Array]:
+def _kl_slopes(axes: Axes, pair: _Pair) -> tuple[jax.Array, jax.Array]:
     """By d of the model p - q = q expm1(delta); by d of the target -q (delta - sum q delta), since f = -sum q delta."""
     small = jnp.abs(pair.delta) < 0.5
     near = pair.q * jnp.expm1(jnp.where(small, pair.delta, 0.0))
     difference = jnp.where(small & ~pair.target_absent, near, pair.p - pair.q)
-    centre = arrays.row_sum(pair.q * pair.delta, (axis,))
+    centre = arrays.row_sum(pair.q * pair.delta, axes)
     by_target = pair.q * (centre - pair.delta)
-    broken = 0.0 * (jnp.sum(pair.p, axis=axis, keepdims=True) + jnp.sum(pair.q, axis=axis, keepdims=True))
+    broken = 0.0 * (arrays.own_sum(pair.p, axes) + arrays.own_sum(pair.q, axes))
     by_model = jnp.where(pair.model_absent, 0.0, difference) + broken
     return by_model, jnp.where(pair.model_absent, 0.0, by_target) + broken
 
 
-def kl_backward(axis: int, residuals: KLResiduals, cotangent: jax.Array) -> Any:
-    pair = _pair(axis, residuals)
-    by_model, by_target = _kl_slopes(axis, pair)
+def kl_backward(axes: Axes, residuals: KLResiduals, cotangent: jax.Array) -> Any:
+    pair = _pair(axes, residuals)
+    by_model, by_target = _kl_slopes(axes, pair)
     temperature = residuals.temperature
-    dlogits, by_t = arrays.to_inputs(cotangent * by_model, pair.model, temperature, (axis,))
-    dtargets, target_by_t = arrays.to_inputs(cotangent * by_target, pair.target, temperature, (axis,))
+    dlogits, by_t = arrays.to_inputs(cotangent * by_model, pair.model, temperature, axes)
+    dtargets, target_by_t = arrays.to_inputs(cotangent * by_target, pair.target, temperature, axes)
     dtemperature = None if by_t is None or target_by_t is None else by_t + target_by_t
     logits, target_logits = residuals.logits, residuals.target_logits
     return dlogits.astype(logits.dtype), dtargets.astype(target_logits.dtype), None, dtemperature
 
 
-def kl_tangent(axis: int, residuals: KLResiduals, tangents: Any) -> jax.Array:
-    pair = _pair(axis, residuals)
-    by_model, by_target = _kl_slopes(axis, pair)
+def kl_tangent(axes: Axes, residuals: KLResiduals, tangents: Any) -> jax.Array:
+    pair = _pair(axes, residuals)
+    by_model, by_target = _kl_slopes(axes, pair)
     model = arrays.from_inputs(tangents[0], tangents[3], pair.model, residuals.temperature)
     target = arrays.from_inputs(tangents[1], tangents[3], pair.target, residuals.temperature)
-    return arrays.row_sum(by_model * model + by_target * target, (axis,))
+    return arrays.row_sum(by_model * model + by_target * target, axes)
 
 
 _kl = rules.operation(kl_forward, kl_backward, kl_tangent)
 
 
-@functools.partial(_jit, static_argnames="axis")
-def _kl_call(logits: Any, target_logits: Any, where: Any, temperature: Any, *, axis: int) -> jax.Array:
+@functools.partial(_jit, static_argnames=("axis", "axis_name"))
+def _kl_call(
+    logits: Any, target_logits: Any, where: Any, temperature: Any, *, axis: int, axis_name: AxisName
+) -> jax.Array:
     name = "kl_divergence"
     logits = checks.floating(name, logits=logits)
     target_logits = checks.floating(name, target_logits=target_logits)
     checks.same_shape(name, logits=logits, target_logits=target_logits)
     checks.same_dtype(name, logits=logits, target_logits=target_logits)
-    axis, where, temperature = _common(name, logits, where, temperature, axis)
-    return jnp.squeeze(_kl(axis, logits, target_logits, where, temperature), axis)
+    axes, where, temperature = _common(name, logits, where, temperature, axis, axis_name)
+    return jnp.squeeze(_kl(axes, logits, target_logits, where, temperature), axes.one)

@@ -5,9 +5,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.typing import ArrayLike
 
-from jaxsoftmax._core import arrays, checks, rules
+from jaxsoftmax._core import arrays, checks, meshes, rules
+from jaxsoftmax._core.meshes import Axes, AxisName
 
 __all__ = ["hinge_loss"]
 
@@ -21,6 +23,7 @@ def hinge_loss(
     axis: int = -1,
     where: ArrayLike | None = None,
     ignore_label: int | None = None,
+    axis_name: AxisName = None,
 ) -> jax.Array:
     """The multiclass hinge loss of support vector machines, with integer labels.
 
@@ -34,6 +37,8 @@ def hinge_loss(
         axis: The class axis.
         where: Which classes are present: boolean, of the shape of the logits or [V].
         ignore_label: The one label whose rows have loss 0 and gradient 0, exactly.
+        axis_name: The mesh axis, or axes, over which the classes are split, inside of `jax.shard_map`; labels count
+            through all devices.
 
     Returns:
         [...] in the unit of the scores, float32 or wider.
@@ -59,10 +64,12 @@ def hinge_loss(
         K. Crammer and Y. Singer, On the Algorithmic Implementation of Multiclass Kernel-based Vector Machines, 2001.
         J. Weston and C. Watkins, Support Vector Machines for Multi-Class Pattern Recognition, 1999.
     """
-    checks.static_axis("hinge_loss", axis)
+    checks.static_axis("hinge_loss", axis, axis_name)
     checks.whole("hinge_loss", ignore_label=ignore_label)
     checks.choice("hinge_loss", ("crammer_singer", "weston_watkins"), variant=variant)
-    return _hinge_call(logits, labels, where, margin, axis=axis, variant=variant, ignore_label=ignore_label)
+    return _hinge_call(
+        logits, labels, where, margin, axis=axis, variant=variant, ignore_label=ignore_label, axis_name=axis_name
+    )
 
 
 # Derivation of the hinge losses. With the margins  a_j = m + z_j - z_y  of the other classes, Crammer-Singer is
@@ -71,9 +78,13 @@ def hinge_loss(
 
 
 class _HingeOptions(NamedTuple):
-    axis: int
+    axes: Axes
     variant: str
     ignore_label: int | None
+
+    @property
+    def mesh(self) -> tuple[str, ...]:
+        return self.axes.mesh
 
 
 class _HingeResiduals(NamedTuple):
@@ -87,8 +98,8 @@ def _violations(options: _HingeOptions, residuals: _HingeResiduals) -> tuple[jax
     """The margins a, -inf at the label and at absent classes; the label's logit; True at the label."""
     logits, labels, where, margin = residuals
     values = arrays.present(logits, where).astype(margin.dtype)
-    label = arrays.is_label(labels, logits.shape, options.axis)
-    target = arrays.pick(values, labels, options.axis)
+    label = arrays.is_label(labels, logits.shape, options.axes)
+    target = meshes.total_of(arrays.own_pick(values, labels, options.axes), options.axes)
     absent = label | jnp.isneginf(values)
     reference = jnp.where(jnp.isneginf(target), 0.0, target)
     return jnp.where(absent, -jnp.inf, margin + (values - reference)), target, label
@@ -97,19 +108,24 @@ def _violations(options: _HingeOptions, residuals: _HingeResiduals) -> tuple[jax
 def _hinge_slopes(options: _HingeOptions, violations: jax.Array) -> jax.Array:
     """u_j."""
     if options.variant == "crammer_singer":
-        best = violations == jnp.max(violations, axis=options.axis, keepdims=True)
-        number = arrays.row_sum(best.astype(violations.dtype), (options.axis,))
+        largest = jnp.max(lax.stop_gradient(violations), axis=options.axes.one, keepdims=True)
+        best = violations == (lax.pmax(largest, options.mesh) if options.mesh else largest)
+        number = arrays.row_sum(best.astype(violations.dtype), options.axes)
         return jnp.where(best & (violations > 0), 1.0 / number, 0.0)
     return (violations > 0).astype(violations.dtype)
 
 
 def _hinge_forward(options: _HingeOptions, *args: Any) -> Any:
     residuals = _HingeResiduals(*args)
-    axes = (options.axis,)
+    axes = options.axes
     violations, target, _ = _violations(options, residuals)
     positive = jnp.maximum(violations, 0.0)
     if options.variant == "crammer_singer":
-        loss = jnp.max(positive, axis=options.axis, keepdims=True)
+        # A maximum over devices has no derivative; the mean of those that attain it has.
+        if axes.mesh:
+            loss = arrays.row_sum(_hinge_slopes(options, violations) * positive, axes)
+        else:
+            loss = jnp.max(positive, axis=axes.one, keepdims=True)
     else:
         loss = arrays.row_sum(positive, axes)
     # Maxima may pass over a NaN; this sum is 0, or NaN where the row holds NaN or inf.
@@ -117,8 +133,8 @@ def _hinge_forward(options: _HingeOptions, *args: Any) -> Any:
     values = jnp.where(jnp.isneginf(values), 0.0, values)
     loss = loss + arrays.row_sum(values - values, axes)
     loss = jnp.where(jnp.isneginf(target), jnp.inf, loss)
-    size = residuals.logits.shape[options.axis]
-    loss = jnp.where((residuals.labels >= 0) & (residuals.labels < size), loss, jnp.nan)
+    valid = arrays.is_class(residuals.labels, residuals.logits.shape[axes.one], axes)
+    loss = jnp.where(valid, loss, jnp.nan)
     if options.ignore_label is not None:
         loss = jnp.where(residuals.labels == options.ignore_label, 0.0, loss)
     return loss, residuals
@@ -129,7 +145,7 @@ def _hinge_jacobian(options: _HingeOptions, residuals: _HingeResiduals) -> tuple
     loss, _ = _hinge_forward(options, *residuals)
     violations, target, label = _violations(options, residuals)
     slopes = _hinge_slopes(options, violations)
-    total = arrays.row_sum(slopes, (options.axis,))
+    total = arrays.row_sum(slopes, options.axes)
     by_logits = jnp.where(label, jnp.where(jnp.isneginf(target), 0.0, -total), slopes)
     broken = jnp.where(jnp.isnan(loss), jnp.nan, 0.0)
     if options.ignore_label is not None:
@@ -146,21 +162,31 @@ def _hinge_backward(options: _HingeOptions, residuals: _HingeResiduals, cotangen
 
 def _hinge_tangent(options: _HingeOptions, residuals: _HingeResiduals, tangents: Any) -> jax.Array:
     by_logits, by_margin = _hinge_jacobian(options, residuals)
-    along = arrays.row_sum(by_logits * tangents[0].astype(by_logits.dtype), (options.axis,))
+    along = arrays.row_sum(by_logits * tangents[0].astype(by_logits.dtype), options.axes)
     return along + by_margin * tangents[3]
 
 
 _hinge = rules.operation(_hinge_forward, _hinge_backward, _hinge_tangent)
 
 
-@functools.partial(jax.jit, inline=True, static_argnames=("axis", "variant", "ignore_label"))
+@functools.partial(jax.jit, inline=True, static_argnames=("axis", "variant", "ignore_label", "axis_name"))
 def _hinge_call(
-    logits: Any, labels: Any, where: Any, margin: Any, *, axis: int, variant: str, ignore_label: int | None
+    logits: Any,
+    labels: Any,
+    where: Any,
+    margin: Any,
+    *,
+    axis: int,
+    variant: str,
+    ignore_label: int | None,
+    axis_name: AxisName,
 ) -> jax.Array:
     logits = checks.floating("hinge_loss", logits=logits)
-    axis = checks.class_axis("hinge_loss", axis, logits=logits)
-    where = checks.mask("hinge_loss", where, logits, (axis,))
-    labels = checks.labels("hinge_loss", labels, logits, axis)
+    axes = checks.class_axis("hinge_loss", axis, axis_name, logits=logits)
+    where = checks.mask("hinge_loss", where, logits, axes)
+    labels = checks.labels("hinge_loss", labels, logits, axes)
     margin = checks.scalar("hinge_loss", arrays.compute_dtype(logits.dtype), margin=margin)
+    checks.same_on_devices("hinge_loss", axes.mesh, margin=margin)
     margin = margin.reshape((1,) * logits.ndim)
-    return jnp.squeeze(_hinge(_HingeOptions(axis, variant, ignore_label), logits, labels, where, margin), axis)
+    options = _HingeOptions(axes, variant, ignore_label)
+    return jnp.squeeze(_hinge(options, logits, labels, where, margin), axes.one)

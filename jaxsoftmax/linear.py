@@ -12,7 +12,8 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jaxsoftmax import objectives
-from jaxsoftmax._core import arrays, checks
+from jaxsoftmax._core import arrays, checks, meshes
+from jaxsoftmax._core.meshes import AxisName
 from jaxsoftmax.linear_rows import Statics, check_statics, labelled, reduced, statistics_of_rows, without_mean
 from jaxsoftmax.statistics import RowStatistics
 
@@ -29,8 +30,10 @@ def linear_statistics(
     temperature: ArrayLike | None = None,
     logit_cap: float | None = None,
     ignore_label: int | None = None,
+    num_classes: int | None = None,
     block_size: int | None = None,
     precision: Any = None,
+    axis_name: AxisName = None,
 ) -> RowStatistics:
     """The statistics of every row of features · kernel + bias, a block of rows at a time.
 
@@ -47,9 +50,12 @@ def linear_statistics(
         logit_cap: Logits become cap · tanh(z / cap), before the temperature.
         ignore_label: The one label whose rows do not count: they look like a certain label, target 0 and rest -inf, so
             that every objective gives 0, and their gradient is 0, whatever their features hold.
+        num_classes: How many of the columns are classes; those that follow pad the kernel, and are absent.
         block_size: Rows in a block. By default so many that the float32 logits of one stay near 32 MiB on a CPU and
             256 MiB elsewhere.
         precision: Of the matrix products, as `jax.lax.dot_general` takes it.
+        axis_name: The mesh axis, or axes, over which the classes are split, inside of `jax.shard_map`: kernel, bias and
+            where are each device's own columns, and labels count through all devices.
 
     Returns:
         RowStatistics with fields [...], float32 or wider.
@@ -76,7 +82,7 @@ def linear_statistics(
         15.6867
     """
     name = "linear_statistics"
-    statics = Statics(logit_cap, ignore_label, block_size, precision)
+    statics = Statics(logit_cap, ignore_label, num_classes, block_size, precision, axis_name)
     check_statics(name, temperature, statics)
     return _statistics_call(features, kernel, labels, bias, where, temperature, statics=statics)
 
@@ -94,8 +100,10 @@ def linear_loss(
     temperature: ArrayLike | None = None,
     logit_cap: float | None = None,
     ignore_label: int | None = None,
+    num_classes: int | None = None,
     block_size: int | None = None,
     precision: Any = None,
+    axis_name: AxisName = None,
 ) -> jax.Array:
     """Any objective of the row statistics, from features and kernel, a block of rows at a time.
 
@@ -114,9 +122,12 @@ def linear_loss(
         temperature: T ≥ 0 divides the logits; a scalar or one number per row.
         logit_cap: Logits become cap · tanh(z / cap), before the temperature.
         ignore_label: The one label whose rows have weight 0.
+        num_classes: How many of the columns are classes; those that follow pad the kernel, and are absent.
         block_size: Rows in a block. By default so many that the float32 logits of one stay near 32 MiB on a CPU and
             256 MiB elsewhere.
         precision: Of the matrix products, as `jax.lax.dot_general` takes it.
+        axis_name: The mesh axis, or axes, over which the classes are split, inside of `jax.shard_map`: kernel, bias and
+            where are each device's own columns, and labels count through all devices.
 
     Returns:
         A scalar, or [...] for "none", in float32 or wider. The mean is 0 where the weights sum to 0; inside of
@@ -153,7 +164,7 @@ def linear_loss(
         E. Wijmans et al., Cut Your Losses in Large-Vocabulary Language Models, 2025.
     """
     name = "linear_loss"
-    statics = Statics(logit_cap, ignore_label, block_size, precision)
+    statics = Statics(logit_cap, ignore_label, num_classes, block_size, precision, axis_name)
     check_statics(name, temperature, statics)
     checks.choice(name, ("mean", "sum", "none"), reduction=reduction)
     if not callable(objective):
@@ -184,8 +195,10 @@ def linear_cross_entropy(
     temperature: ArrayLike | None = None,
     logit_cap: float | None = None,
     ignore_label: int | None = None,
+    num_classes: int | None = None,
     block_size: int | None = None,
     precision: Any = None,
+    axis_name: AxisName = None,
 ) -> jax.Array:
     """Softmax cross entropy from features and kernel, without ever holding the logits.
 
@@ -205,9 +218,12 @@ def linear_cross_entropy(
         temperature: T ≥ 0 divides the logits; a scalar or one number per row.
         logit_cap: Logits become cap · tanh(z / cap), before the temperature.
         ignore_label: The one label whose rows have weight 0.
+        num_classes: How many of the columns are classes; those that follow pad the kernel, and are absent.
         block_size: Rows in a block. By default so many that the float32 logits of one stay near 32 MiB on a CPU and
             256 MiB elsewhere.
         precision: Of the matrix products, as `jax.lax.dot_general` takes it.
+        axis_name: The mesh axis, or axes, over which the classes are split, inside of `jax.shard_map`: kernel, bias and
+            where are each device's own columns, and labels count through all devices.
 
     Returns:
         A scalar, or [...] for "none", in nats, float32 or wider. The mean is 0 where the weights sum to 0.
@@ -232,7 +248,7 @@ def linear_cross_entropy(
         E. Wijmans et al., Cut Your Losses in Large-Vocabulary Language Models, 2025.
     """
     name = "linear_cross_entropy"
-    statics = Statics(logit_cap, ignore_label, block_size, precision)
+    statics = Statics(logit_cap, ignore_label, num_classes, block_size, precision, axis_name)
     check_statics(name, temperature, statics)
     checks.choice(name, ("mean", "sum", "none"), reduction=reduction)
     checks.numbers_in(name, 0, 1, label_smoothing=label_smoothing)
@@ -338,20 +354,21 @@ def _loss_call(
     plan, inputs, batch = labelled(name, features, kernel, labels, bias, where, temperature, statics)
     given: Any = checks.row_numbers(name, "weights", weights, jnp.asarray(features), scalar=False)
     given = None if weights is None else given.reshape(inputs.sides[0].features.shape[0])
+    checks.same_on_devices(name, plan.mesh, weights=given)
 
     dtype = arrays.compute_dtype(inputs.sides[0].features.dtype)
     options = tuple(jnp.asarray(option).astype(dtype) for option in options)
-    example = _example(plan.block, dtype)
+    example = _example(plan.cut.block, dtype)
     shape = jax.eval_shape(objective, example, *options)
-    if getattr(shape, "shape", None) != (plan.block,):
+    if getattr(shape, "shape", None) != (plan.cut.block,):
         checks.fail(ValueError, name, "objective must return one loss per row", objective=objective, losses=shape)
     if not _uses_mean(objective, example, options):
         inputs = without_mean(inputs)
     apart = reduction == "none"
     if not apart and not _closes_over_nothing(objective):
         # Traced on numbers that vary over a mesh as those of the rows do.
-        union = frozenset[str]().union(*map(arrays.varying, jax.tree.leaves((inputs, given))))
-        zeros = jax.tree.map(lambda x: arrays.vary(jnp.zeros(x.shape, x.dtype), union), example)
+        union = frozenset[str]().union(*map(meshes.varying, jax.tree.leaves((inputs, given)))) - {*plan.mesh}
+        zeros = jax.tree.map(lambda x: meshes.vary(jnp.zeros(x.shape, x.dtype), union), example)
         converted, consts = jax.closure_convert(objective, zeros)
         # What is closed over inside of shard_map would have to vary there, where the converted program says it does
         # not: then the objective is left to JAX, outside of the blocks.

@@ -9,7 +9,9 @@ import jax
 from jax.typing import ArrayLike
 
 from jaxsoftmax._core import checks, streams
+from jaxsoftmax._core.meshes import Axes, AxisName
 from jaxsoftmax.divergences import (
+    DivergenceOptions,
     DivergenceResiduals,
     KLResiduals,
     entropy_backward,
@@ -47,8 +49,10 @@ def linear_log_probs(
     temperature: ArrayLike | None = None,
     logit_cap: float | None = None,
     ignore_label: int | None = None,
+    num_classes: int | None = None,
     block_size: int | None = None,
     precision: Any = None,
+    axis_name: AxisName = None,
 ) -> jax.Array:
     """The log-probability of each row's label, from features and kernel: what policy optimization needs.
 
@@ -63,8 +67,11 @@ def linear_log_probs(
         temperature: T ≥ 0 divides the logits; a scalar or one number per row.
         logit_cap: Logits become cap · tanh(z / cap), before the temperature.
         ignore_label: The one label whose rows have log-probability 0 and gradient 0.
+        num_classes: How many of the columns are classes; those that follow pad the kernel, and are absent.
         block_size: Rows in a block, as in `linear_statistics`.
         precision: Of the matrix products, as `jax.lax.dot_general` takes it.
+        axis_name: The mesh axis, or axes, over which the classes are split, inside of `jax.shard_map`: kernel, bias and
+            where are each device's own columns, and labels count through all devices.
 
     Returns:
         [...] in nats, float32 or wider.
@@ -86,7 +93,7 @@ def linear_log_probs(
         >>> print(f"{log_prob:.4f}")
         -0.1698
     """
-    statics = Statics(logit_cap, ignore_label, block_size, precision)
+    statics = Statics(logit_cap, ignore_label, num_classes, block_size, precision, axis_name)
     check_statics("linear_log_probs", temperature, statics)
     return _log_probs_call(features, kernel, labels, bias, where, temperature, statics=statics)
 
@@ -99,8 +106,10 @@ def linear_entropy(
     where: ArrayLike | None = None,
     temperature: ArrayLike | None = None,
     logit_cap: float | None = None,
+    num_classes: int | None = None,
     block_size: int | None = None,
     precision: Any = None,
+    axis_name: AxisName = None,
 ) -> jax.Array:
     """The entropy of each row's distribution, from features and kernel.
 
@@ -113,8 +122,11 @@ def linear_entropy(
         where: Which classes are present: boolean, [V].
         temperature: T ≥ 0 divides the logits; a scalar or one number per row.
         logit_cap: Logits become cap · tanh(z / cap), before the temperature.
+        num_classes: How many of the columns are classes; those that follow pad the kernel, and are absent.
         block_size: Rows in a block, as in `linear_statistics`.
         precision: Of the matrix products, as `jax.lax.dot_general` takes it.
+        axis_name: The mesh axis, or axes, over which the classes are split, inside of `jax.shard_map`: kernel, bias and
+            where are each device's own columns, and labels count through all devices.
 
     Returns:
         [...] in nats, float32 or wider.
@@ -134,7 +146,7 @@ def linear_entropy(
         >>> print(jaxsoftmax.linear_entropy(jnp.zeros((1, 2)), jnp.ones((2, 4))))
         [1.3862944]
     """
-    statics = Statics(logit_cap, None, block_size, precision)
+    statics = Statics(logit_cap, None, num_classes, block_size, precision, axis_name)
     check_statics("linear_entropy", temperature, statics)
     return _entropy_call(features, kernel, bias, where, temperature, statics=statics)
 
@@ -151,8 +163,10 @@ def linear_kl_divergence(
     teacher_bias: ArrayLike | None = None,
     where: ArrayLike | None = None,
     temperature: ArrayLike | None = None,
+    num_classes: int | None = None,
     block_size: int | None = None,
     precision: Any = None,
+    axis_name: AxisName = None,
 ) -> jax.Array:
     """The divergence of a student from its teacher, where neither side's logits are ever held.
 
@@ -169,8 +183,11 @@ def linear_kl_divergence(
         teacher_bias: [V].
         where: Which classes are present in both: boolean, [V].
         temperature: T ≥ 0 divides both; a scalar or one number per row. The usual factor T² is left to the caller.
+        num_classes: How many of the columns are classes; those that follow pad the kernel, and are absent.
         block_size: Rows in a block; by default half as many as in `linear_statistics`.
         precision: Of the matrix products, as `jax.lax.dot_general` takes it.
+        axis_name: The mesh axis, or axes, over which the classes are split, inside of `jax.shard_map`: kernel, bias and
+            where are each device's own columns, and labels count through all devices.
 
     Returns:
         A scalar, or [...] for "none", in nats, ≥ 0, float32 or wider. The mean is 0 where the weights sum to 0.
@@ -196,7 +213,7 @@ def linear_kl_divergence(
     References:
         G. Hinton, O. Vinyals and J. Dean, Distilling the Knowledge in a Neural Network, 2015.
     """
-    statics = Statics(None, None, block_size, precision)
+    statics = Statics(None, None, num_classes, block_size, precision, axis_name)
     check_statics("linear_kl_divergence", temperature, statics)
     checks.choice("linear_kl_divergence", ("mean", "sum", "none"), reduction=reduction)
     student = student_features, student_kernel, student_bias
@@ -214,28 +231,32 @@ class _EntropyNumbers(NamedTuple):
     others: jax.Array
 
 
-def _entropy_residuals(cap: float | None, logits: Any, rows: Any, numbers: _EntropyNumbers) -> DivergenceResiduals:
-    shift, others = numbers
-    return DivergenceResiduals(capped(logits[0], None, cap), None, None, column(rows[0]), column(shift), column(others))
+Options = DivergenceOptions
 
 
-def _entropy_rows_forward(cap: float | None, logits: Any, rows: Any) -> Any:
-    out, kept = entropy_forward(1, capped(logits[0], None, cap), None, column(rows[0]))
+def _entropy_residuals(options: Options, logits: Any, rows: Any, numbers: _EntropyNumbers) -> DivergenceResiduals:
+    values = capped(logits[0], None, options.logit_cap)
+    return DivergenceResiduals(values, None, None, column(rows[0]), *map(column, numbers))
+
+
+def _entropy_rows_forward(options: Options, logits: Any, rows: Any) -> Any:
+    values = capped(logits[0], None, options.logit_cap)
+    out, kept = entropy_forward(options.axes, values, None, column(rows[0]))
     return out[:, 0], _EntropyNumbers(kept.shift[:, 0], kept.others[:, 0])
 
 
-def _entropy_rows_backward(cap: float | None, logits: Any, rows: Any, numbers: Any, cotangent: Any) -> Any:
-    residuals = _entropy_residuals(cap, logits, rows, numbers)
-    dlogits, _, dtemperature = entropy_backward(1, residuals, cotangent[:, None])
-    if cap is not None:
-        dlogits = dlogits * cap_slope(logits[0], None, cap)
+def _entropy_rows_backward(options: Options, logits: Any, rows: Any, numbers: Any, cotangent: Any) -> Any:
+    residuals = _entropy_residuals(options, logits, rows, numbers)
+    dlogits, _, dtemperature = entropy_backward(options.axes, residuals, cotangent[:, None])
+    if options.logit_cap is not None:
+        dlogits = dlogits * cap_slope(logits[0], None, options.logit_cap)
     return (dlogits,), (None if dtemperature is None else dtemperature[:, 0],)
 
 
-def _entropy_rows_tangent(cap: float | None, logits: Any, rows: Any, numbers: Any, along: Any, trows: Any) -> Any:
-    residuals = _entropy_residuals(cap, logits, rows, numbers)
-    tangent = along[0] if cap is None else along[0] * cap_slope(logits[0], None, cap)
-    return entropy_tangent(1, residuals, (tangent, None, column(trows[0])))[:, 0]
+def _entropy_rows_tangent(options: Options, logits: Any, rows: Any, numbers: Any, along: Any, trows: Any) -> Any:
+    residuals = _entropy_residuals(options, logits, rows, numbers)
+    tangent = along[0] if options.logit_cap is None else along[0] * cap_slope(logits[0], None, options.logit_cap)
+    return entropy_tangent(options.axes, residuals, (tangent, None, column(trows[0])))[:, 0]
 
 
 _ENTROPY = streams.RowRules(_entropy_rows_forward, _entropy_rows_backward, _entropy_rows_tangent)
@@ -254,20 +275,20 @@ def _kl_residuals(logits: Any, rows: Any, numbers: _KLNumbers) -> KLResiduals:
     return KLResiduals._make((*logits, None, column(rows[0]), *map(column, numbers)))
 
 
-def _kl_rows_forward(_: None, logits: Any, rows: Any) -> Any:
+def _kl_rows_forward(axes: Axes, logits: Any, rows: Any) -> Any:
     student, teacher = logits
-    out, kept = kl_forward(1, student, teacher, None, column(rows[0]))
+    out, kept = kl_forward(axes, student, teacher, None, column(rows[0]))
     numbers = _KLNumbers(kept.largest, kept.others, kept.target_largest, kept.target_others)
     return out[:, 0], jax.tree.map(lambda x: x[:, 0], numbers)
 
 
-def _kl_rows_backward(_: None, logits: Any, rows: Any, numbers: Any, cotangent: Any) -> Any:
-    *dlogits, _where, dtemperature = kl_backward(1, _kl_residuals(logits, rows, numbers), cotangent[:, None])
+def _kl_rows_backward(axes: Axes, logits: Any, rows: Any, numbers: Any, cotangent: Any) -> Any:
+    *dlogits, _where, dtemperature = kl_backward(axes, _kl_residuals(logits, rows, numbers), cotangent[:, None])
     return tuple(dlogits), (None if dtemperature is None else dtemperature[:, 0],)
 
 
-def _kl_rows_tangent(_: None, logits: Any, rows: Any, numbers: Any, along: Any, trows: Any) -> Any:
-    return kl_tangent(1, _kl_residuals(logits, rows, numbers), (*along, None, column(trows[0])))[:, 0]
+def _kl_rows_tangent(axes: Axes, logits: Any, rows: Any, numbers: Any, along: Any, trows: Any) -> Any:
+    return kl_tangent(axes, _kl_residuals(logits, rows, numbers), (*along, None, column(trows[0])))[:, 0]
 
 
 _KL = streams.RowRules(_kl_rows_forward, _kl_rows_backward, _kl_rows_tangent)
@@ -291,8 +312,9 @@ def _log_probs_call(
 def _entropy_call(
     features: Any, kernel: Any, bias: Any, where: Any, temperature: Any, *, statics: Statics
 ) -> jax.Array:
-    inputs, batch = inputs_of("linear_entropy", features, kernel, bias, where, temperature)
-    return streams.streamed(plan_of(_ENTROPY, cap_of(statics), inputs, statics), inputs).reshape(batch)
+    inputs, batch = inputs_of("linear_entropy", features, kernel, bias, where, temperature, statics)
+    options = DivergenceOptions(statics.axes, cap_of(statics))
+    return streams.streamed(plan_of(_ENTROPY, options, inputs, statics), inputs).reshape(batch)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -319,13 +341,17 @@ def _kl_call(
         given = dict(zip(("student_features", "student_kernel"), student, strict=False))
         given |= dict(zip(("teacher_features", "teacher_kernel"), teacher, strict=False))
         checks.fail(ValueError, name, rule, **given)
-    where = checks.classes_present(name, where, student.kernel)
+    for who, side in (("student", student), ("teacher", teacher)):
+        checks.mesh_axes(name, statics.axis_name, **{f"{who}_kernel": side.kernel})
+        checks.same_on_devices(name, statics.axes.mesh, **{f"{who}_features": side.features})
+    where = checks.classes_present(name, where, student.kernel, statics.axes, statics.num_classes)
     temperature = checks.row_numbers(name, "temperature", temperature, student.features, scalar=True)
     weights = checks.row_numbers(name, "weights", weights, student.features, scalar=False)
+    checks.same_on_devices(name, statics.axes.mesh, temperature=temperature, weights=weights)
     count = math.prod(batch)
     if where is not None:
         student, teacher = (side._replace(kernel=without_absent(side.kernel, where)) for side in (student, teacher))
     sides = tuple(side._replace(features=in_rows(side.features, count)) for side in (student, teacher))
     inputs = streams.Inputs(sides, where, (flat(temperature, count),), None)
-    plan = plan_of(_KL, None, inputs, statics)
+    plan = plan_of(_KL, statics.axes, inputs, statics)
     return reduced(plan, inputs, flat(weights, count), _Itself(), (), reduction, batch, apart=reduction == "none")

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
-from jaxsoftmax._core import arrays, checks, streams
+from jaxsoftmax._core import arrays, checks, meshes, streams
+from jaxsoftmax._core.meshes import Axes, AxisName
 from jaxsoftmax.linear_rows import Statics, cap_of, check_statics, column, inputs_of, plan_of
 from jaxsoftmax.losses import weighted_mean
 from jaxsoftmax.statistics import capped
@@ -37,8 +38,10 @@ def linear_top_k(
     where: ArrayLike | None = None,
     temperature: ArrayLike | None = None,
     logit_cap: float | None = None,
+    num_classes: int | None = None,
     block_size: int | None = None,
     precision: Any = None,
+    axis_name: AxisName = None,
 ) -> TopClasses:
     """The k most probable classes of each row and their log-probabilities, from features and kernel.
 
@@ -50,8 +53,11 @@ def linear_top_k(
         where: Which classes are present: boolean, [V].
         temperature: T ≥ 0 divides the logits; a scalar or one number per row.
         logit_cap: Logits become cap · tanh(z / cap), before the temperature.
+        num_classes: How many of the columns are classes; those that follow pad the kernel, and are absent.
         block_size: Rows in a block, as in `linear_statistics`.
         precision: Of the matrix products, as `jax.lax.dot_general` takes it.
+        axis_name: The mesh axis, or axes, over which the classes are split, inside of `jax.shard_map`: kernel, bias and
+            where are each device's own columns, and labels count through all devices.
 
     Returns:
         TopClasses with fields [..., k].
@@ -72,7 +78,7 @@ def linear_top_k(
         >>> print(jaxsoftmax.linear_top_k(features, kernel, 2).indices)
         [[0 2]]
     """
-    statics = Statics(logit_cap, None, block_size, precision)
+    statics = Statics(logit_cap, None, num_classes, block_size, precision, axis_name)
     check_statics("linear_top_k", temperature, statics)
     checks.whole("linear_top_k", k=k)
     return _top_k_call(features, kernel, bias, where, temperature, k=k, statics=statics)
@@ -88,8 +94,10 @@ def linear_accuracy(
     bias: ArrayLike | None = None,
     where: ArrayLike | None = None,
     ignore_label: int | None = None,
+    num_classes: int | None = None,
     block_size: int | None = None,
     precision: Any = None,
+    axis_name: AxisName = None,
 ) -> jax.Array:
     """The share of rows whose label is among the k most probable classes, from features and kernel.
 
@@ -102,8 +110,11 @@ def linear_accuracy(
         bias: b, [V].
         where: Which classes are present: boolean, [V].
         ignore_label: The one label whose rows do not count.
+        num_classes: How many of the columns are classes; those that follow pad the kernel, and are absent.
         block_size: Rows in a block, as in `linear_statistics`.
         precision: Of the matrix products, as `jax.lax.dot_general` takes it.
+        axis_name: The mesh axis, or axes, over which the classes are split, inside of `jax.shard_map`: kernel, bias and
+            where are each device's own columns, and labels count through all devices.
 
     Returns:
         A scalar in [0, 1], float32 or wider; 0 where no row counts.
@@ -121,7 +132,7 @@ def linear_accuracy(
         >>> print(jaxsoftmax.linear_accuracy(features, kernel, jnp.array([0, 1])))
         0.5
     """
-    statics = Statics(None, ignore_label, block_size, precision)
+    statics = Statics(None, ignore_label, num_classes, block_size, precision, axis_name)
     check_statics("linear_accuracy", None, statics)
     checks.whole("linear_accuracy", k=k)
     return _accuracy_call(features, kernel, labels, weights, bias, where, k=k, statics=statics)
@@ -140,21 +151,44 @@ def _top_k_call(
 def _top_k(
     function: str, features: Any, kernel: Any, bias: Any, where: Any, temperature: Any, k: int, statics: Statics
 ) -> TopClasses:
-    inputs, batch = inputs_of(function, features, kernel, bias, where, temperature)
+    inputs, batch = inputs_of(function, features, kernel, bias, where, temperature, statics)
     inputs = jax.tree.map(lax.stop_gradient, inputs)
-    classes = inputs.sides[0].kernel.shape[1]
+    axes, own = statics.axes, inputs.sides[0].kernel.shape[1]
+    classes = statics.num_classes or axes.classes(own)
     if not 1 <= k <= classes:
         checks.fail(ValueError, function, f"k must lie in [1, {classes}], the number of classes", k=k)
 
     def function_of_block(logits: Any, block: Any, _: Any) -> Any:
         values, scale = capped(logits[0], None, cap_of(statics)), column(block.rows[0])
-        largest = arrays.row_max(values, (1,), widened=True)
-        others = jnp.abs(arrays.excess(values, (1,), largest, scale))
-        best, indices = lax.top_k(values, k)
-        return indices.astype(jnp.int32), arrays.centred(best, largest, scale) - jnp.log1p(others)
+        largest = arrays.row_max(values, axes, widened=True)
+        others = jnp.abs(arrays.excess(values, axes, largest, scale))
+        best, indices = _best(values, k, axes)
+        return indices, arrays.centred(best, largest, scale) - jnp.log1p(others)
 
     indices, log_probs = streams.map_blocks(plan_of(None, None, inputs, statics), inputs, function_of_block)
     return TopClasses(indices.reshape(*batch, k), log_probs.reshape(*batch, k))
+
+
+def _best(values: jax.Array, k: int, axes: Axes) -> tuple[jax.Array, jax.Array]:
+    """The k largest values of each row, [B, k], and where they stand; of equal ones the first.
+
+    Over a mesh each device offers its own best. A sum of offers, 0 but for the device's own place, gives all of them to
+    all, in the order of the classes.
+    """
+    size = values.shape[1]
+    offers, indices = lax.top_k(values, min(k, size))
+    indices = indices.astype(jnp.int32)
+    if not axes.mesh:
+        return offers, indices
+    devices, place = axes.classes(1), lax.axis_index(axes.mesh)
+
+    def gathered(x: jax.Array) -> jax.Array:
+        mine = jnp.arange(devices)[:, None, None] == place
+        everyone = meshes.total_of(jnp.where(mine, x[None], jnp.zeros((), x.dtype)), axes)
+        return jnp.swapaxes(everyone, 0, 1).reshape(x.shape[0], devices * x.shape[1])
+
+    best, places = lax.top_k(gathered(offers), k)
+    return best, jnp.take_along_axis(gathered(indices + place * size), places, axis=1)
 
 
 @functools.partial(_jit, static_argnames=("k", "statics"))
@@ -165,10 +199,12 @@ def _accuracy_call(
     best = _top_k(name, features, kernel, bias, where, None, k, statics)
     features = jnp.asarray(features)
     labels = checks.row_labels(name, labels, features)
+    checks.same_on_devices(name, statics.axes.mesh, labels=labels)
     # Absent classes and those of a row broken by NaN are no hits.
     present = best.log_probs > -jnp.inf
     hits = jnp.any((best.indices.astype(labels.dtype) == labels[..., None]) & present, axis=-1)
     given: Any = checks.row_numbers(name, "weights", weights, features, scalar=False)
+    checks.same_on_devices(name, statics.axes.mesh, weights=given)
     rows = jnp.ones(labels.shape, arrays.compute_dtype(features.dtype)) if weights is None else given
     if statics.ignore_label is not None:
         rows = jnp.where(labels == statics.ignore_label, 0.0, rows)

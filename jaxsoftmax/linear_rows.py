@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxsoftmax._core import arrays, checks, streams
+from jaxsoftmax._core import arrays, checks, meshes, streams
+from jaxsoftmax._core.meshes import Axes, AxisName
 from jaxsoftmax.statistics import (
     DenseOptions,
     DenseResiduals,
@@ -28,8 +29,15 @@ class Statics(NamedTuple):
 
     logit_cap: float | None
     ignore_label: int | None
+    num_classes: int | None
     block_size: int | None
     precision: Any
+    axis_name: AxisName
+
+    @property
+    def axes(self) -> Axes:
+        """The class axis of a block of logits."""
+        return Axes((1,), meshes.names_of(self.axis_name))
 
 
 class _Numbers(NamedTuple):
@@ -38,6 +46,7 @@ class _Numbers(NamedTuple):
     largest: jax.Array
     target: jax.Array
     others: jax.Array
+    classes: jax.Array | None
 
 
 def column(x: Any) -> Any:
@@ -45,21 +54,21 @@ def column(x: Any) -> Any:
 
 
 def _residuals(logits: Any, rows: Any, numbers: _Numbers) -> DenseResiduals:
-    labels, temperature, classes = map(column, rows)
-    kept: Any = map(column, numbers)
-    return DenseResiduals(logits[0], labels, None, classes, temperature, *kept)
+    labels, temperature, _ = map(column, rows)
+    largest, target, others, classes = map(column, numbers)
+    return DenseResiduals(logits[0], labels, None, classes, temperature, largest, target, others)
 
 
 def _rows_forward(options: DenseOptions, logits: Any, rows: Any) -> Any:
     (values,), (labels, temperature, classes) = logits, map(column, rows)
     outs, kept = dense_forward(options, values, labels, None, classes, temperature)
-    numbers = _Numbers(kept.largest, kept.target, kept.others)
+    numbers = _Numbers(kept.largest, kept.target, kept.others, kept.classes)
     outs, numbers = jax.tree.map(lambda x: x[:, 0], (outs, numbers))
-    return RowStatistics._make((*outs, rows[2])), numbers
+    return RowStatistics._make(outs), numbers
 
 
 def _rows_backward(options: DenseOptions, logits: Any, rows: Any, numbers: _Numbers, cotangents: Any) -> Any:
-    wide = tuple(map(column, cotangents[:4]))
+    wide = tuple(map(column, cotangents))
     dlogits, _, _, _, dtemperature = dense_backward(options, _residuals(logits, rows, numbers), wide)
     return (dlogits,), (None, None if dtemperature is None else dtemperature[:, 0], None)
 
@@ -67,8 +76,7 @@ def _rows_backward(options: DenseOptions, logits: Any, rows: Any, numbers: _Numb
 def _rows_tangent(options: DenseOptions, logits: Any, rows: Any, numbers: _Numbers, along: Any, trows: Any) -> Any:
     tangents = (along[0], None, None, None, column(trows[1]))
     outs = dense_tangent(options, _residuals(logits, rows, numbers), tangents)
-    outs = jax.tree.map(lambda x: x[:, 0], outs)
-    return RowStatistics._make((*outs, None if rows[2] is None else jnp.zeros_like(rows[2])))
+    return RowStatistics._make(jax.tree.map(lambda x: x[:, 0], outs))
 
 
 _ROWS = streams.RowRules(_rows_forward, _rows_backward, _rows_tangent)
@@ -77,28 +85,33 @@ _ROWS = streams.RowRules(_rows_forward, _rows_backward, _rows_tangent)
 def check_statics(function: str, temperature: Any, statics: Statics) -> None:
     """The options that are Python values, before anything is traced."""
     checks.numbers_in(function, 0, math.inf, temperature=temperature)
+    checks.static_axis(function, None, statics.axis_name)
     checks.positive(function, logit_cap=statics.logit_cap)
-    checks.whole(function, ignore_label=statics.ignore_label, block_size=statics.block_size)
-    checks.numbers_in(function, 1, math.inf, block_size=statics.block_size)
+    sizes = {"num_classes": statics.num_classes, "block_size": statics.block_size}
+    checks.whole(function, ignore_label=statics.ignore_label, **sizes)
+    checks.numbers_in(function, 1, math.inf, **sizes)
 
 
 def labelled(
     function: str, features: Any, kernel: Any, labels: Any, bias: Any, where: Any, temperature: Any, statics: Statics
 ) -> tuple[streams.Plan, streams.Inputs, tuple[int, ...]]:
     """Checked, with all rows along one axis; and the shape of the batch. Classes are counted."""
-    inputs, batch = inputs_of(function, features, kernel, bias, where, temperature)
+    inputs, batch = inputs_of(function, features, kernel, bias, where, temperature, statics)
     (side,), (temperature,) = inputs.sides, inputs.rows
     rows, classes = side.features.shape[0], side.kernel.shape[1]
     labels = checks.row_labels(function, labels, jnp.asarray(features)).reshape(rows)
+    checks.same_on_devices(function, statics.axes.mesh, labels=labels)
     counted = None
     if statics.ignore_label is not None:
         counted = labels != statics.ignore_label
         labels = jnp.where(counted, labels, 0)
+    if statics.num_classes is not None:
+        labels = jnp.where(labels < statics.num_classes, labels, -1)  # padding is no class
     present = jnp.ones(classes, bool) if inputs.where is None else inputs.where
     present = present if side.bias is None else present & ~jnp.isneginf(side.bias)
     number = jnp.broadcast_to(jnp.sum(present.astype(arrays.compute_dtype(side.features.dtype))), rows)
     inputs = inputs._replace(rows=(labels, temperature, number), counted=counted)
-    return plan_of(_ROWS, DenseOptions(1, cap_of(statics), None), inputs, statics), inputs, batch
+    return plan_of(_ROWS, DenseOptions(statics.axes, cap_of(statics), None), inputs, statics), inputs, batch
 
 
 def without_absent(kernel: jax.Array, where: jax.Array) -> jax.Array:
@@ -135,7 +148,9 @@ def statistics_of_rows(
     """Checked in the name of the function and computed, with fields [N]; and the shape of the batch."""
     plan, inputs, batch = labelled(function, features, kernel, labels, bias, where, temperature, statics)
     inputs = inputs if mean else without_mean(inputs)
-    statistics = streams.streamed(plan, inputs)._replace(classes=inputs.rows[2])
+    statistics = streams.streamed(plan, inputs)
+    if not plan.mesh:  # a block that is passed over has them too
+        statistics = statistics._replace(classes=inputs.rows[2])
     return _certain(statistics, inputs.counted), batch
 
 
@@ -144,12 +159,14 @@ def in_rows(x: jax.Array, count: int) -> jax.Array:
 
 
 def inputs_of(
-    function: str, features: Any, kernel: Any, bias: Any, where: Any, temperature: Any
+    function: str, features: Any, kernel: Any, bias: Any, where: Any, temperature: Any, statics: Statics
 ) -> tuple[streams.Inputs, tuple[int, ...]]:
     """Checked, with all rows along one axis and the temperature as the only number per row; the shape of the batch."""
     features, kernel, bias = checks.head(function, ("features", "kernel", "bias"), features, kernel, bias)
-    where = checks.classes_present(function, where, kernel)
+    checks.mesh_axes(function, statics.axis_name, kernel=kernel)
+    where = checks.classes_present(function, where, kernel, statics.axes, statics.num_classes)
     temperature = checks.row_numbers(function, "temperature", temperature, features, scalar=True)
+    checks.same_on_devices(function, statics.axes.mesh, features=features, temperature=temperature)
     batch = features.shape[:-1]
     count = math.prod(batch)
     kernel = kernel if where is None else without_absent(kernel, where)
@@ -162,9 +179,8 @@ def flat(x: jax.Array | None, count: int) -> jax.Array | None:
 
 
 def plan_of(rules: streams.RowRules | None, options: Any, inputs: streams.Inputs, statics: Statics) -> streams.Plan:
-    count = inputs.sides[0].features.shape[0]
-    classes = sum(side.kernel.shape[1] for side in inputs.sides)
-    return streams.Plan(rules, options, streams.block_rows(count, classes, statics.block_size), statics.precision)
+    cut = streams.cut_of(inputs, statics.block_size)
+    return streams.Plan(rules, options, cut, statics.precision, statics.axes.mesh)
 
 
 def cap_of(statics: Statics) -> float | None:

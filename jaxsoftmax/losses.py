@@ -9,8 +9,9 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jaxsoftmax import objectives
-from jaxsoftmax._core import arrays, checks, rules, scalars
-from jaxsoftmax.statistics import check_options, dense
+from jaxsoftmax._core import arrays, checks, meshes, rules, scalars
+from jaxsoftmax._core.meshes import Axes, AxisName
+from jaxsoftmax.statistics import Head, check_options, dense
 
 __all__ = ["cross_entropy", "focal_loss", "poly_loss", "smooth_labels", "weighted_mean"]
 
@@ -28,6 +29,7 @@ def cross_entropy(
     temperature: ArrayLike | None = None,
     logit_cap: float | None = None,
     ignore_label: int | None = None,
+    axis_name: AxisName = None,
 ) -> jax.Array:
     """Softmax cross entropy with integer labels.
 
@@ -46,6 +48,8 @@ def cross_entropy(
         temperature: T ≥ 0 divides the logits; a scalar or one number per row.
         logit_cap: Logits become cap · tanh(z / cap), before the temperature.
         ignore_label: The one label whose rows have loss 0 and gradient 0, exactly.
+        axis_name: The mesh axis, or axes, over which the classes are split, inside of `jax.shard_map`; labels count
+            through all devices.
 
     Returns:
         [...] in nats, float32 or wider.
@@ -75,12 +79,13 @@ def cross_entropy(
         C. Szegedy et al., Rethinking the Inception Architecture, 2016; A. Chowdhery et al., PaLM, 2022 (z-loss).
     """
     name = "cross_entropy"
-    check_options(name, axis, temperature, logit_cap, ignore_label)
+    head = Head(axis, logit_cap, ignore_label, axis_name)
+    check_options(name, temperature, head)
     checks.numbers_in(name, 0, 1, label_smoothing=label_smoothing)
     checks.numbers_in(name, 0, math.inf, z_loss=z_loss)
     checks.choice(name, ("uniform", "others"), smoothing=smoothing)
     arguments = (logits, labels, where, temperature, class_weights, _used(label_smoothing), _used(z_loss))
-    return _cross_entropy_call(*arguments, head=(axis, logit_cap, ignore_label), smoothing=smoothing)
+    return _cross_entropy_call(*arguments, head=head, smoothing=smoothing)
 
 
 def focal_loss(
@@ -94,6 +99,7 @@ def focal_loss(
     temperature: ArrayLike | None = None,
     logit_cap: float | None = None,
     ignore_label: int | None = None,
+    axis_name: AxisName = None,
 ) -> jax.Array:
     """The focal loss over softmax probabilities, with integer labels.
 
@@ -109,6 +115,8 @@ def focal_loss(
         temperature: T ≥ 0 divides the logits; a scalar or one number per row.
         logit_cap: Logits become cap · tanh(z / cap), before the temperature.
         ignore_label: The one label whose rows have loss 0 and gradient 0, exactly.
+        axis_name: The mesh axis, or axes, over which the classes are split, inside of `jax.shard_map`; labels count
+            through all devices.
 
     Returns:
         [...] in nats, float32 or wider.
@@ -135,9 +143,10 @@ def focal_loss(
     References:
         T.-Y. Lin et al., Focal Loss for Dense Object Detection, 2017.
     """
-    check_options("focal_loss", axis, temperature, logit_cap, ignore_label)
+    head = Head(axis, logit_cap, ignore_label, axis_name)
+    check_options("focal_loss", temperature, head)
     checks.numbers_in("focal_loss", 0, math.inf, gamma=gamma, alpha=alpha)
-    return _focal_loss_call(logits, labels, where, temperature, gamma, alpha, head=(axis, logit_cap, ignore_label))
+    return _focal_loss_call(logits, labels, where, temperature, gamma, alpha, head=head)
 
 
 def poly_loss(
@@ -150,6 +159,7 @@ def poly_loss(
     temperature: ArrayLike | None = None,
     logit_cap: float | None = None,
     ignore_label: int | None = None,
+    axis_name: AxisName = None,
 ) -> jax.Array:
     """The Poly-1 loss, with integer labels.
 
@@ -164,6 +174,8 @@ def poly_loss(
         temperature: T ≥ 0 divides the logits; a scalar or one number per row.
         logit_cap: Logits become cap · tanh(z / cap), before the temperature.
         ignore_label: The one label whose rows have loss 0 and gradient 0, exactly.
+        axis_name: The mesh axis, or axes, over which the classes are split, inside of `jax.shard_map`; labels count
+            through all devices.
 
     Returns:
         [...] in nats, float32 or wider.
@@ -188,9 +200,10 @@ def poly_loss(
     References:
         Z. Leng et al., PolyLoss: A Polynomial Expansion Perspective of Classification Loss Functions, 2022.
     """
-    check_options("poly_loss", axis, temperature, logit_cap, ignore_label)
+    head = Head(axis, logit_cap, ignore_label, axis_name)
+    check_options("poly_loss", temperature, head)
     checks.numbers_in("poly_loss", -1, math.inf, epsilon=epsilon)
-    return _poly_loss_call(logits, labels, where, temperature, epsilon, head=(axis, logit_cap, ignore_label))
+    return _poly_loss_call(logits, labels, where, temperature, epsilon, head=head)
 
 
 def smooth_labels(
@@ -239,7 +252,7 @@ def smooth_labels(
     return _smooth_labels_call(targets, label_smoothing, where, axis=axis, smoothing=smoothing)
 
 
-def weighted_mean(values: ArrayLike, weights: ArrayLike | None = None) -> jax.Array:
+def weighted_mean(values: ArrayLike, weights: ArrayLike | None = None, *, axis_name: AxisName = None) -> jax.Array:
     """The mean of the values that count.
 
     Σ wᵢ vᵢ / Σ wᵢ
@@ -247,6 +260,7 @@ def weighted_mean(values: ArrayLike, weights: ArrayLike | None = None) -> jax.Ar
     Args:
         values: [...], floating, integer or boolean.
         weights: [...], of the shape of the values; floating, integer or boolean; 1 by default.
+        axis_name: The mesh axis, or axes, over which the values are split, inside of `jax.shard_map`.
 
     Returns:
         A scalar, float32 or wider; 0 where the weights sum to 0.
@@ -266,7 +280,8 @@ def weighted_mean(values: ArrayLike, weights: ArrayLike | None = None) -> jax.Ar
         >>> print(jaxsoftmax.weighted_mean(jnp.array([1.0, 3.0, jnp.nan]), jnp.array([1, 1, 0])))
         2.0
     """
-    return _weighted_mean_call(values, weights)
+    checks.static_axis("weighted_mean", None, axis_name)
+    return _weighted_mean_call(values, weights, axis_name=axis_name)
 
 
 def _used(option: Any) -> Any:
@@ -287,31 +302,31 @@ def _cross_entropy_call(
     label_smoothing: Any,
     z_loss: Any,
     *,
-    head: Any,
+    head: Head,
     smoothing: str,
 ) -> jax.Array:
     name = "cross_entropy"
-    statistics = dense(name, logits, labels, where, temperature, *head, mean=label_smoothing is not None)
+    statistics = dense(name, logits, labels, where, temperature, head, mean=label_smoothing is not None)
     dtype = statistics.target.dtype
     share = 0.0 if label_smoothing is None else checks.scalar(name, dtype, label_smoothing=label_smoothing)
     coefficient = 0.0 if z_loss is None else checks.scalar(name, dtype, z_loss=z_loss)
     loss = objectives.smoothed(statistics, share, smoothing)
-    loss = _times_weight(name, "class_weights", loss, class_weights, logits, labels, head[0])
+    loss = _times_weight(name, "class_weights", loss, class_weights, logits, labels, head)
     return objectives.penalized(loss, statistics, coefficient)
 
 
 @functools.partial(_jit, static_argnames="head")
 def _focal_loss_call(
-    logits: Any, labels: Any, where: Any, temperature: Any, gamma: Any, alpha: Any, *, head: Any
+    logits: Any, labels: Any, where: Any, temperature: Any, gamma: Any, alpha: Any, *, head: Head
 ) -> jax.Array:
-    statistics = dense("focal_loss", logits, labels, where, temperature, *head, mean=False)
+    statistics = dense("focal_loss", logits, labels, where, temperature, head, mean=False)
     loss = objectives.focal(statistics, gamma=checks.scalar("focal_loss", _loss_dtype(statistics), gamma=gamma))
-    return _times_weight("focal_loss", "alpha", loss, alpha, logits, labels, head[0])
+    return _times_weight("focal_loss", "alpha", loss, alpha, logits, labels, head)
 
 
 @functools.partial(_jit, static_argnames="head")
-def _poly_loss_call(logits: Any, labels: Any, where: Any, temperature: Any, epsilon: Any, *, head: Any) -> jax.Array:
-    statistics = dense("poly_loss", logits, labels, where, temperature, *head, mean=False)
+def _poly_loss_call(logits: Any, labels: Any, where: Any, temperature: Any, epsilon: Any, *, head: Head) -> jax.Array:
+    statistics = dense("poly_loss", logits, labels, where, temperature, head, mean=False)
     return objectives.poly(statistics, epsilon=checks.scalar("poly_loss", _loss_dtype(statistics), epsilon=epsilon))
 
 
@@ -321,18 +336,19 @@ def _loss_dtype(statistics: Any) -> Any:
 
 
 def _times_weight(
-    function: str, name: str, loss: jax.Array, weights: Any, logits: Any, labels: Any, axis: int
+    function: str, name: str, loss: jax.Array, weights: Any, logits: Any, labels: Any, head: Head
 ) -> jax.Array:
     """The loss times a scalar, or times its label's weight of [V]; weight 0 makes 0 of an infinite loss."""
     if weights is None:
         return loss
     logits = checks.floating(function, logits=logits)
-    axis = checks.class_axis(function, axis, logits=logits)
+    axes = checks.class_axis(function, head.axis, head.axis_name, logits=logits)
     if name == "alpha" and jnp.shape(weights) == ():
         weight = checks.scalar(function, loss.dtype, **{name: weights})
     else:
-        weights = checks.class_vector(function, name, weights, logits, axis)
-        weight = jnp.squeeze(arrays.pick(weights, checks.labels(function, labels, logits, axis), axis), axis)
+        weights = checks.class_vector(function, name, weights, logits, axes)
+        picked = arrays.own_pick(weights, checks.labels(function, labels, logits, axes), axes)
+        weight = jnp.squeeze(meshes.total_of(picked, axes), axes.one)
     return scalars.times(weight, loss)
 
 
@@ -356,15 +372,15 @@ _smooth = rules.elementwise(_mixture, _mixture_slopes)
 def _smooth_labels_call(targets: Any, share: Any, where: Any, *, axis: int, smoothing: str) -> jax.Array:
     name = "smooth_labels"
     targets = checks.floating(name, targets=targets)
-    axis = checks.class_axis(name, axis, targets=targets)
-    where = checks.mask(name, where, targets, (axis,), "targets")
+    axes = checks.class_axis(name, axis, targets=targets)
+    where = checks.mask(name, where, targets, axes, "targets")
     dtype = arrays.compute_dtype(targets.dtype)
     share = checks.scalar(name, dtype, label_smoothing=share).reshape((1,) * targets.ndim)
     if where is None:
-        classes = jnp.full((1,) * targets.ndim, targets.shape[axis], dtype)
+        classes = jnp.full((1,) * targets.ndim, targets.shape[axes.one], dtype)
     else:
         targets = jnp.where(where, targets, jnp.zeros((), targets.dtype))
-        classes = arrays.row_sum(jnp.broadcast_to(where, targets.shape).astype(dtype), (axis,))
+        classes = arrays.row_sum(jnp.broadcast_to(where, targets.shape).astype(dtype), axes)
     if smoothing == "others":
         share = jnp.where(classes > 1, share * classes / jnp.maximum(classes - 1.0, 1.0), 0.0)
     out = _smooth(targets, share, classes).astype(targets.dtype)
@@ -380,9 +396,9 @@ def _mean_values(values: jax.Array, weights: jax.Array) -> tuple[jax.Array, jax.
     return jnp.where(taking_part, values, jnp.zeros((), values.dtype)).astype(weights.dtype), taking_part
 
 
-def _mean_forward(_: None, values: jax.Array, weights: jax.Array) -> Any:
-    total = jnp.sum(weights)
-    weighted = jnp.sum(weights * _mean_values(values, weights)[0])
+def _mean_forward(axes: Axes, values: jax.Array, weights: jax.Array) -> Any:
+    parts = jnp.sum(weights), jnp.sum(weights * _mean_values(values, weights)[0])
+    total, weighted = meshes.packed_sum(axes, *parts)
     mean = jnp.where(total == 0, 0.0, weighted / jnp.where(total == 0, 1.0, total))
     return mean, (values, weights, total, mean)
 
@@ -394,32 +410,30 @@ def _mean_slopes(residuals: Any) -> tuple[jax.Array, jax.Array]:
     return weights * share, jnp.where(taking_part, wide - mean, 0.0) * share
 
 
-def _mean_backward(_: None, residuals: Any, cotangent: jax.Array) -> Any:
-    by_values, by_weights = _mean_slopes(residuals)
-    values = residuals[0]
+def _mean_backward(_: Axes, residuals: Any, cotangent: jax.Array) -> Any:
+    by_values, by_weights = (cotangent * slope for slope in _mean_slopes(residuals))
+    values, weights, *_ = residuals
     floating = jnp.issubdtype(values.dtype, jnp.floating)
-    return (cotangent * by_values).astype(values.dtype) if floating else None, cotangent * by_weights
+    dvalues = meshes.sum_like(by_values, values).astype(values.dtype) if floating else None
+    return dvalues, meshes.sum_like(by_weights, weights)
 
 
-def _mean_tangent(_: None, residuals: Any, tangents: Any) -> jax.Array:
-    by_values, by_weights = _mean_slopes(residuals)
-    along_weights = jnp.sum(by_weights * tangents[1])
-    return (
-        along_weights
-        if tangents[0] is None
-        else along_weights + jnp.sum(by_values * tangents[0].astype(by_values.dtype))
-    )
+def _mean_tangent(axes: Axes, residuals: Any, tangents: Any) -> jax.Array:
+    pairs = [(s, t) for s, t in zip(_mean_slopes(residuals), tangents, strict=True) if t is not None]
+    along = [jnp.sum(slope * t.astype(slope.dtype)) for slope, t in pairs]
+    return meshes.total_of(functools.reduce(jnp.add, along), axes)
 
 
 _weighted_mean = rules.operation(_mean_forward, _mean_backward, _mean_tangent)
 
 
-@_jit
-def _weighted_mean_call(values: Any, weights: Any) -> jax.Array:
+@functools.partial(_jit, static_argnames="axis_name")
+def _weighted_mean_call(values: Any, weights: Any, *, axis_name: AxisName) -> jax.Array:
     values = checks.numeric("weighted_mean", values=values)
     dtype = arrays.compute_dtype(values.dtype)
     if weights is None:
         weights = jnp.ones(values.shape, dtype)
     weights = checks.numeric("weighted_mean", weights=weights)
     checks.same_shape("weighted_mean", values=values, weights=weights)
-    return _weighted_mean(None, values, weights.astype(dtype))
+    axes = Axes((), checks.mesh_axes("weighted_mean", axis_name, values=values))
+    return _weighted_mean(axes, values, weights.astype(dtype))

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
-from jaxsoftmax._core import arrays, checks, rules, scalars
+from jaxsoftmax._core import arrays, checks, meshes, rules, scalars
+from jaxsoftmax._core.meshes import Axes, AxisName
 
 __all__ = ["log_softmax", "logsumexp", "smooth_max", "softmax"]
 
@@ -18,7 +19,12 @@ Scaled = Callable[[jax.Array], jax.Array]
 
 
 def softmax(
-    logits: ArrayLike, *, axis: Axis = -1, where: ArrayLike | None = None, temperature: ArrayLike | None = None
+    logits: ArrayLike,
+    *,
+    axis: Axis = -1,
+    where: ArrayLike | None = None,
+    temperature: ArrayLike | None = None,
+    axis_name: AxisName = None,
 ) -> jax.Array:
     """Probabilities from logits.
 
@@ -30,6 +36,7 @@ def softmax(
         where: Which classes are present: boolean, of the shape of the logits or [V].
         temperature: T ≥ 0, a scalar or one number per row. 0 is the limit: all the mass on the largest logits, shared
             by ties.
+        axis_name: The mesh axis, or axes, over which the classes are split, inside of `jax.shard_map`.
 
     Returns:
         [..., V], of the dtype of the logits.
@@ -56,18 +63,23 @@ def softmax(
     References:
         J. S. Bridle, Probabilistic interpretation of feedforward classification network outputs, 1990.
     """
-    checks.static_axis("softmax", axis)
+    checks.static_axis("softmax", axis, axis_name)
     checks.numbers_in("softmax", 0, float("inf"), temperature=temperature)
-    return _softmax_call(logits, where, temperature, axis=axis)
+    return _softmax_call(logits, where, temperature, axis=axis, axis_name=axis_name)
 
 
-@functools.partial(jax.jit, static_argnames="axis", inline=True)
-def _softmax_call(logits: Any, where: Any, temperature: Any, *, axis: Axis) -> jax.Array:
-    return _softmax(*_canonical("softmax", logits, where, temperature, axis))
+@functools.partial(jax.jit, static_argnames=("axis", "axis_name"), inline=True)
+def _softmax_call(logits: Any, where: Any, temperature: Any, *, axis: Axis, axis_name: AxisName) -> jax.Array:
+    return _softmax(*_canonical("softmax", logits, where, temperature, axis, axis_name))
 
 
 def log_softmax(
-    logits: ArrayLike, *, axis: Axis = -1, where: ArrayLike | None = None, temperature: ArrayLike | None = None
+    logits: ArrayLike,
+    *,
+    axis: Axis = -1,
+    where: ArrayLike | None = None,
+    temperature: ArrayLike | None = None,
+    axis_name: AxisName = None,
 ) -> jax.Array:
     """Log-probabilities from logits, in nats.
 
@@ -78,6 +90,7 @@ def log_softmax(
         axis: The class axis; a tuple, or None for all axes, normalizes over several at once.
         where: Which classes are present: boolean, of the shape of the logits or [V].
         temperature: T ≥ 0, a scalar or one number per row. 0 is the limit, with gradient 0.
+        axis_name: The mesh axis, or axes, over which the classes are split, inside of `jax.shard_map`.
 
     Returns:
         [..., V] in nats, of the dtype of the logits.
@@ -100,14 +113,14 @@ def log_softmax(
         >>> print(f"{certain:.4e} {rest:.4f}")
         -4.2484e-18 -40.0000
     """
-    checks.static_axis("log_softmax", axis)
+    checks.static_axis("log_softmax", axis, axis_name)
     checks.numbers_in("log_softmax", 0, float("inf"), temperature=temperature)
-    return _log_softmax_call(logits, where, temperature, axis=axis)
+    return _log_softmax_call(logits, where, temperature, axis=axis, axis_name=axis_name)
 
 
-@functools.partial(jax.jit, static_argnames="axis", inline=True)
-def _log_softmax_call(logits: Any, where: Any, temperature: Any, *, axis: Axis) -> jax.Array:
-    return _log_softmax(*_canonical("log_softmax", logits, where, temperature, axis))
+@functools.partial(jax.jit, static_argnames=("axis", "axis_name"), inline=True)
+def _log_softmax_call(logits: Any, where: Any, temperature: Any, *, axis: Axis, axis_name: AxisName) -> jax.Array:
+    return _log_softmax(*_canonical("log_softmax", logits, where, temperature, axis, axis_name))
 
 
 def logsumexp(
@@ -117,6 +130,7 @@ def logsumexp(
     where: ArrayLike | None = None,
     weights: ArrayLike | None = None,
     temperature: ArrayLike | None = None,
+    axis_name: AxisName = None,
     keepdims: bool = False,
 ) -> jax.Array:
     """The logarithm of a sum of exponentials, in nats.
@@ -130,6 +144,7 @@ def logsumexp(
         weights: w (SciPy's b), of the shape of the logits or [V]; 1 by default. A class of weight 0 is absent. Weights
             may be negative; a negative sum has no logarithm and gives NaN.
         temperature: T ≥ 0, a scalar or one number per row.
+        axis_name: The mesh axis, or axes, over which the classes are split, inside of `jax.shard_map`.
         keepdims: Keep the reduced axes with size 1.
 
     Returns:
@@ -152,20 +167,20 @@ def logsumexp(
         >>> print(f"{jaxsoftmax.logsumexp(jnp.array([1000.0, 1000.0])):.3f}")
         1000.693
     """
-    checks.static_axis("logsumexp", axis)
+    checks.static_axis("logsumexp", axis, axis_name)
     checks.numbers_in("logsumexp", 0, float("inf"), temperature=temperature)
-    return _logsumexp_call(logits, where, weights, temperature, axis=axis, keepdims=keepdims)
+    return _logsumexp_call(logits, where, weights, temperature, axis=axis, axis_name=axis_name, keepdims=keepdims)
 
 
-@functools.partial(jax.jit, static_argnames=("axis", "keepdims"), inline=True)
+@functools.partial(jax.jit, static_argnames=("axis", "axis_name", "keepdims"), inline=True)
 def _logsumexp_call(
-    logits: Any, where: Any, weights: Any, temperature: Any, *, axis: Axis, keepdims: bool
+    logits: Any, where: Any, weights: Any, temperature: Any, *, axis: Axis, axis_name: AxisName, keepdims: bool
 ) -> jax.Array:
-    axes, logits, where, temperature = _canonical("logsumexp", logits, where, temperature, axis)
+    axes, logits, where, temperature = _canonical("logsumexp", logits, where, temperature, axis, axis_name)
     if weights is not None:
         weights = checks.class_weights("logsumexp", "weights", weights, logits, axes)
     out = _logsumexp(axes, logits, where, weights, temperature)
-    return out if keepdims else jnp.squeeze(out, axes)
+    return out if keepdims else jnp.squeeze(out, axes.dims)
 
 
 def smooth_max(
@@ -174,6 +189,7 @@ def smooth_max(
     temperature: ArrayLike = 1.0,
     axis: Axis = -1,
     where: ArrayLike | None = None,
+    axis_name: AxisName = None,
     keepdims: bool = False,
 ) -> jax.Array:
     """The smooth maximum: the largest value as T goes to 0, in the unit of the values.
@@ -185,6 +201,7 @@ def smooth_max(
         temperature: T ≥ 0, a scalar or one number per row; 0 gives the maximum itself.
         axis: The class axis, a tuple of axes, or None for all.
         where: Which classes are present: boolean, of the shape of the logits or [V].
+        axis_name: The mesh axis, or axes, over which the classes are split, inside of `jax.shard_map`.
         keepdims: Keep the reduced axes with size 1.
 
     Returns:
@@ -206,22 +223,26 @@ def smooth_max(
         >>> print(f"{jaxsoftmax.smooth_max(jnp.array([1.0, 2.0]), temperature=0.5):.4f}")
         2.0635
     """
-    checks.static_axis("smooth_max", axis)
+    checks.static_axis("smooth_max", axis, axis_name)
     checks.numbers_in("smooth_max", 0, float("inf"), temperature=temperature)
-    return _smooth_max_call(logits, where, temperature, axis=axis, keepdims=keepdims)
+    return _smooth_max_call(logits, where, temperature, axis=axis, axis_name=axis_name, keepdims=keepdims)
 
 
-@functools.partial(jax.jit, static_argnames=("axis", "keepdims"), inline=True)
-def _smooth_max_call(logits: Any, where: Any, temperature: Any, *, axis: Axis, keepdims: bool) -> jax.Array:
-    axes, *arguments = _canonical("smooth_max", logits, where, temperature, axis)
+@functools.partial(jax.jit, static_argnames=("axis", "axis_name", "keepdims"), inline=True)
+def _smooth_max_call(
+    logits: Any, where: Any, temperature: Any, *, axis: Axis, axis_name: AxisName, keepdims: bool
+) -> jax.Array:
+    axes, *arguments = _canonical("smooth_max", logits, where, temperature, axis, axis_name)
     out = _smooth_max(axes, *arguments)
-    return out if keepdims else jnp.squeeze(out, axes)
+    return out if keepdims else jnp.squeeze(out, axes.dims)
 
 
-def _canonical(function: str, logits: Any, where: Any, temperature: Any, axis: Axis) -> tuple[Any, ...]:
+def _canonical(
+    function: str, logits: Any, where: Any, temperature: Any, axis: Axis, axis_name: AxisName
+) -> tuple[Any, ...]:
     """Checked: (class axes, logits, mask of their rank or None, temperature per row or None)."""
     logits = checks.floating(function, logits=logits)
-    axes = checks.class_axes(function, axis, logits=logits)
+    axes = checks.class_axes(function, axis, axis_name, logits=logits)
     where = checks.mask(function, where, logits, axes)
     return axes, logits, where, checks.per_row(function, "temperature", temperature, logits, axes)
 
@@ -266,16 +287,14 @@ def softmax_probabilities(scaled: jax.Array, total: jax.Array) -> jax.Array:
     return jnp.exp(scaled) * arrays.reciprocal(total)
 
 
-def softmax_jacobian(
-    scaled_by: Scaled, shift: jax.Array, total: jax.Array, vector: jax.Array, axes: arrays.Axes
-) -> jax.Array:
+def softmax_jacobian(scaled_by: Scaled, shift: jax.Array, total: jax.Array, vector: jax.Array, axes: Axes) -> jax.Array:
     """J v = p ((v - c) - sum p (v - c))."""
     centre = centre_of(scaled_by(arrays.fresh(shift)), total, vector, axes)
     mean = arrays.row_sum(jnp.exp(scaled_by(shift)) * (vector - centre), axes) * arrays.reciprocal(total)
     return softmax_probabilities(scaled_by(arrays.fresh(shift)), total) * ((vector - arrays.fresh(centre)) - mean)
 
 
-def centre_of(scaled: jax.Array, total: jax.Array, vector: jax.Array, axes: arrays.Axes) -> jax.Array:
+def centre_of(scaled: jax.Array, total: jax.Array, vector: jax.Array, axes: Axes) -> jax.Array:
     """c = sum v w: the vector at the largest class where that class has more than half of the mass, else 0.
 
     w is 1 for the largest class and falls to 0 within a millionth, so that even a near class does not blur c.
@@ -285,7 +304,7 @@ def centre_of(scaled: jax.Array, total: jax.Array, vector: jax.Array, axes: arra
     return arrays.row_sum(vector * largest, axes) * dominant
 
 
-def _softmax_forward(axes: arrays.Axes, logits: Any, where: Any, temperature: Any) -> Any:
+def _softmax_forward(axes: Axes, logits: Any, where: Any, temperature: Any) -> Any:
     values = arrays.present(logits, where)
     shift = arrays.row_max(values, axes)
     total = arrays.row_sum(jnp.exp(arrays.centred(values, shift, temperature)), axes)
@@ -293,14 +312,14 @@ def _softmax_forward(axes: arrays.Axes, logits: Any, where: Any, temperature: An
     return softmax_probabilities(residuals.scaled(shift), total).astype(logits.dtype), residuals
 
 
-def _softmax_backward(axes: arrays.Axes, residuals: _Residuals, cotangent: jax.Array) -> Any:
+def _softmax_backward(axes: Axes, residuals: _Residuals, cotangent: jax.Array) -> Any:
     shift, scaled = residuals.shift, residuals.scaled(residuals.shift)
     gradient = softmax_jacobian(residuals.scaled, shift, residuals.total, cotangent.astype(shift.dtype), axes)
     dlogits, dtemperature = arrays.to_inputs(gradient, scaled, residuals.temperature, axes)
     return dlogits.astype(residuals.logits.dtype), None, dtemperature
 
 
-def _softmax_tangent(axes: arrays.Axes, residuals: _Residuals, tangents: Any) -> jax.Array:
+def _softmax_tangent(axes: Axes, residuals: _Residuals, tangents: Any) -> jax.Array:
     scaled = residuals.scaled(residuals.shift)
     vector = arrays.from_inputs(tangents[0], tangents[2], scaled, residuals.temperature)
     tangent = softmax_jacobian(residuals.scaled, residuals.shift, residuals.total, vector, axes)
@@ -310,7 +329,7 @@ def _softmax_tangent(axes: arrays.Axes, residuals: _Residuals, tangents: Any) ->
 _softmax = rules.operation(_softmax_forward, _softmax_backward, _softmax_tangent)
 
 
-def _log_softmax_forward(axes: arrays.Axes, logits: Any, where: Any, temperature: Any) -> Any:
+def _log_softmax_forward(axes: Axes, logits: Any, where: Any, temperature: Any) -> Any:
     values = arrays.present(logits, where)
     shift = arrays.row_max(values, axes, widened=True)
     others = jnp.abs(arrays.excess(values, axes, shift, temperature))  # a row without any class has -1
@@ -318,17 +337,17 @@ def _log_softmax_forward(axes: arrays.Axes, logits: Any, where: Any, temperature
     return out.astype(logits.dtype), _Residuals(logits, where, temperature, shift, others)
 
 
-def log_softmax_pull(scaled: jax.Array, others: jax.Array, cotangent: jax.Array, axes: arrays.Axes) -> jax.Array:
+def log_softmax_pull(scaled: jax.Array, others: jax.Array, cotangent: jax.Array, axes: Axes) -> jax.Array:
     """The gradient by d of sum_j g_j log p_j, with `others` the excess S - 1."""
     terms, top = jnp.exp(scaled), arrays.near_top(scaled)
     cotangent = cotangent * arrays.above_bottom(scaled)
-    below = arrays.row_sum(cotangent * (1.0 - top), axes)
-    above = arrays.row_sum(cotangent * top, axes)
+    sums = arrays.own_sum(cotangent * (1.0 - top), axes), arrays.own_sum(cotangent * top, axes)
+    below, above = meshes.packed_sum(axes, *sums)
     gradient = cotangent * (others + (1.0 - terms)) - terms * (below + (above - cotangent))
     return gradient * (1.0 / (1.0 + others))
 
 
-def log_softmax_push(scaled: jax.Array, others: jax.Array, vector: jax.Array, axes: arrays.Axes) -> jax.Array:
+def log_softmax_push(scaled: jax.Array, others: jax.Array, vector: jax.Array, axes: Axes) -> jax.Array:
     """The tangent of log p along the tangent v of d, centred as in `softmax_jacobian`."""
     total = 1.0 + others
     vector = vector - centre_of(scaled, total, vector, axes)
@@ -336,14 +355,14 @@ def log_softmax_push(scaled: jax.Array, others: jax.Array, vector: jax.Array, ax
     return jnp.where(jnp.isneginf(scaled), 0.0 * total, tangent)
 
 
-def _log_softmax_backward(axes: arrays.Axes, residuals: _Residuals, cotangent: jax.Array) -> Any:
+def _log_softmax_backward(axes: Axes, residuals: _Residuals, cotangent: jax.Array) -> Any:
     shift, scaled = residuals.shift, residuals.scaled(residuals.shift)
     gradient = log_softmax_pull(scaled, residuals.total, cotangent.astype(shift.dtype), axes)
     dlogits, dtemperature = arrays.to_inputs(gradient, scaled, residuals.temperature, axes)
     return dlogits.astype(residuals.logits.dtype), None, dtemperature
 
 
-def _log_softmax_tangent(axes: arrays.Axes, residuals: _Residuals, tangents: Any) -> jax.Array:
+def _log_softmax_tangent(axes: Axes, residuals: _Residuals, tangents: Any) -> jax.Array:
     scaled = residuals.scaled(residuals.shift)
     vector = arrays.from_inputs(tangents[0], tangents[2], scaled, residuals.temperature)
     return log_softmax_push(scaled, residuals.total, vector, axes).astype(residuals.logits.dtype)
@@ -378,7 +397,7 @@ def _weighted(logits: jax.Array, where: jax.Array | None, weights: jax.Array | N
     return values if weights is None else arrays.present(values, weights != 0)
 
 
-def _weighted_sums(logits: Any, where: Any, weights: Any, temperature: Any, axes: arrays.Axes) -> _SumResiduals:
+def _weighted_sums(logits: Any, where: Any, weights: Any, temperature: Any, axes: Axes) -> _SumResiduals:
     values = _weighted(logits, where, weights)
     shift = arrays.row_max(values, axes)
     terms = jnp.exp(arrays.centred(values, shift, temperature))
@@ -386,7 +405,7 @@ def _weighted_sums(logits: Any, where: Any, weights: Any, temperature: Any, axes
     return _SumResiduals(logits, where, weights, temperature, shift, total)
 
 
-def _logsumexp_forward(axes: arrays.Axes, logits: Any, where: Any, weights: Any, temperature: Any) -> Any:
+def _logsumexp_forward(axes: Axes, logits: Any, where: Any, weights: Any, temperature: Any) -> Any:
     residuals = _weighted_sums(logits, where, weights, temperature, axes)
     out = arrays.quotient(residuals.shift, temperature) + scalars.safe_log(residuals.total)
     return out.astype(logits.dtype), residuals
@@ -400,7 +419,7 @@ def _offers(residuals: _SumResiduals) -> jax.Array:
     return jnp.where(empty, 0.0, softmax_probabilities(jnp.where(empty, -jnp.inf, scaled), residuals.total))
 
 
-def _logsumexp_backward(axes: arrays.Axes, residuals: _SumResiduals, cotangent: jax.Array) -> Any:
+def _logsumexp_backward(axes: Axes, residuals: _SumResiduals, cotangent: jax.Array) -> Any:
     scaled, temperature = residuals.scaled(residuals.shift), residuals.temperature
     cotangent = jnp.where(residuals.total == 0, 0.0, cotangent.astype(scaled.dtype))
     gradient = cotangent * residuals.probabilities(scaled)
@@ -411,10 +430,11 @@ def _logsumexp_backward(axes: arrays.Axes, residuals: _SumResiduals, cotangent: 
     dweights = None
     if residuals.weights is not None:
         dweights = arrays.sum_to(scalars.times(cotangent, _offers(residuals)), residuals.weights.shape)
+        dweights = meshes.sum_like(dweights, residuals.weights)
     return dlogits.astype(residuals.logits.dtype), None, dweights, dtemperature
 
 
-def _logsumexp_tangent(axes: arrays.Axes, residuals: _SumResiduals, tangents: Any) -> jax.Array:
+def _logsumexp_tangent(axes: Axes, residuals: _SumResiduals, tangents: Any) -> jax.Array:
     scaled, temperature = residuals.scaled(residuals.shift), residuals.temperature
     vector = arrays.from_inputs(tangents[0], tangents[3], scaled, temperature)
     tangent = arrays.row_sum(residuals.probabilities(scaled) * vector, axes)
@@ -428,7 +448,7 @@ def _logsumexp_tangent(axes: arrays.Axes, residuals: _SumResiduals, tangents: An
 _logsumexp = rules.operation(_logsumexp_forward, _logsumexp_backward, _logsumexp_tangent)
 
 
-def _smooth_max_forward(axes: arrays.Axes, logits: Any, where: Any, temperature: Any) -> Any:
+def _smooth_max_forward(axes: Axes, logits: Any, where: Any, temperature: Any) -> Any:
     values = arrays.present(logits, where)
     shift = arrays.row_max(values, axes, widened=True)
     others = arrays.excess(values, axes, shift, temperature)
@@ -437,7 +457,7 @@ def _smooth_max_forward(axes: arrays.Axes, logits: Any, where: Any, temperature:
     return out.astype(logits.dtype), _Residuals(logits, where, temperature, shift, others)
 
 
-def _smooth_max_slopes(axes: arrays.Axes, residuals: _Residuals) -> tuple[jax.Array, jax.Array]:
+def _smooth_max_slopes(axes: Axes, residuals: _Residuals) -> tuple[jax.Array, jax.Array]:
     """p, and H(p) = log1p(S - 1) - sum p d, in nats; 0 in a row without any class."""
     others = jnp.where(residuals.total < -0.5, 0.0, residuals.total)
     scaled = residuals.scaled(residuals.shift)
@@ -446,13 +466,13 @@ def _smooth_max_slopes(axes: arrays.Axes, residuals: _Residuals) -> tuple[jax.Ar
     return probabilities, jnp.log1p(others) - arrays.row_sum(probabilities * finite, axes)
 
 
-def _smooth_max_backward(axes: arrays.Axes, residuals: _Residuals, cotangent: jax.Array) -> Any:
+def _smooth_max_backward(axes: Axes, residuals: _Residuals, cotangent: jax.Array) -> Any:
     by_logits, by_temperature = _smooth_max_slopes(axes, residuals)
     cotangent = cotangent.astype(by_logits.dtype)
     return (cotangent * by_logits).astype(residuals.logits.dtype), None, cotangent * by_temperature
 
 
-def _smooth_max_tangent(axes: arrays.Axes, residuals: _Residuals, tangents: Any) -> jax.Array:
+def _smooth_max_tangent(axes: Axes, residuals: _Residuals, tangents: Any) -> jax.Array:
     by_logits, by_temperature = _smooth_max_slopes(axes, residuals)
     tangent = arrays.row_sum(by_logits * tangents[0].astype(by_logits.dtype), axes)
     return (tangent + by_temperature * tangents[2]).astype(residuals.logits.dtype)

@@ -10,6 +10,7 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from jaxsoftmax._core import arrays, checks, rules
+from jaxsoftmax._core.meshes import Axes
 from jaxsoftmax.normalizers import softmax_jacobian, softmax_probabilities
 
 __all__ = ["gumbel_softmax", "straight_through"]
@@ -104,7 +105,7 @@ def straight_through(hard: ArrayLike, soft: ArrayLike) -> jax.Array:
 
 
 class _Options(NamedTuple):
-    axis: int
+    axes: Axes
     hard: bool
 
 
@@ -131,15 +132,15 @@ def _perturbed(key: jax.Array, logits: jax.Array, where: jax.Array | None) -> ja
 
 
 def _gumbel_forward(options: _Options, key: Any, logits: Any, where: Any, temperature: Any) -> Any:
-    axes = (options.axis,)
+    axes = options.axes
     perturbed = _perturbed(key, logits, where)
     shift = arrays.row_max(perturbed, axes)
     total = arrays.row_sum(jnp.exp(arrays.centred(perturbed, shift, temperature)), axes)
     residuals = _Residuals(key, logits, where, temperature, shift, total)
     if options.hard:
         # A row without any class has total 0, a broken one NaN; neither has a largest class.
-        first = jnp.argmax(perturbed, axis=options.axis, keepdims=True)
-        chosen = arrays.is_label(first, logits.shape, options.axis).astype(total.dtype)
+        first = jnp.argmax(perturbed, axis=axes.one, keepdims=True)
+        chosen = arrays.is_label(first, logits.shape, axes).astype(total.dtype)
         hard = jnp.where(jnp.isnan(total), jnp.nan, jnp.where(total == 0, 0.0, chosen))
         sample = _with_slope_of(softmax_probabilities(residuals.scaled(residuals.shift), total), hard)
     else:
@@ -155,15 +156,15 @@ def _with_slope_of(soft: jax.Array, hard: jax.Array) -> jax.Array:
 def _gumbel_backward(options: _Options, residuals: _Residuals, cotangent: jax.Array) -> Any:
     scaled = residuals.scaled(residuals.shift)
     wide = cotangent.astype(scaled.dtype)
-    gradient = softmax_jacobian(residuals.scaled, residuals.shift, residuals.total, wide, (options.axis,))
-    dlogits, dtemperature = arrays.to_inputs(gradient, scaled, residuals.temperature, (options.axis,))
+    gradient = softmax_jacobian(residuals.scaled, residuals.shift, residuals.total, wide, options.axes)
+    dlogits, dtemperature = arrays.to_inputs(gradient, scaled, residuals.temperature, options.axes)
     return None, dlogits.astype(residuals.logits.dtype), None, dtemperature
 
 
 def _gumbel_tangent(options: _Options, residuals: _Residuals, tangents: Any) -> jax.Array:
     scaled = residuals.scaled(residuals.shift)
     vector = arrays.from_inputs(tangents[1], tangents[3], scaled, residuals.temperature)
-    tangent = softmax_jacobian(residuals.scaled, residuals.shift, residuals.total, vector, (options.axis,))
+    tangent = softmax_jacobian(residuals.scaled, residuals.shift, residuals.total, vector, options.axes)
     return tangent.astype(residuals.logits.dtype)
 
 
@@ -174,10 +175,10 @@ _gumbel = rules.operation(_gumbel_forward, _gumbel_backward, _gumbel_tangent)
 def _gumbel_call(key: Any, logits: Any, where: Any, temperature: Any, *, axis: int, hard: bool) -> jax.Array:
     name = "gumbel_softmax"
     logits = checks.floating(name, logits=logits)
-    axis = checks.class_axis(name, axis, logits=logits)
-    where = checks.mask(name, where, logits, (axis,))
-    temperature = checks.per_row(name, "temperature", temperature, logits, (axis,))
-    return _gumbel(_Options(axis, hard), key, logits, where, temperature)
+    axes = checks.class_axis(name, axis, logits=logits)
+    where = checks.mask(name, where, logits, axes)
+    temperature = checks.per_row(name, "temperature", temperature, logits, axes)
+    return _gumbel(_Options(axes, hard), key, logits, where, temperature)
 
 
 def _straight_forward(_: None, hard: jax.Array, soft: jax.Array) -> Any:

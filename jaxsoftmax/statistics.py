@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from jaxsoftmax._core import arrays, checks, rules, scalars
+from jaxsoftmax._core import arrays, checks, meshes, rules, scalars
+from jaxsoftmax._core.meshes import Axes, AxisName
 
 __all__ = ["RowStatistics", "row_statistics"]
 
@@ -59,6 +60,15 @@ class RowStatistics(NamedTuple):
         return scalars.sigmoid(-self.log_odds)
 
 
+class Head(NamedTuple):
+    """The options of the dense head that are fixed when a program is traced, as the user gives them."""
+
+    axis: Any
+    logit_cap: float | None
+    ignore_label: int | None
+    axis_name: AxisName
+
+
 def row_statistics(
     logits: ArrayLike,
     labels: ArrayLike,
@@ -68,6 +78,7 @@ def row_statistics(
     temperature: ArrayLike | None = None,
     logit_cap: float | None = None,
     ignore_label: int | None = None,
+    axis_name: AxisName = None,
 ) -> RowStatistics:
     """The statistics of every row, from logits in memory.
 
@@ -82,6 +93,8 @@ def row_statistics(
         logit_cap: Logits become cap · tanh(z / cap), before the temperature.
         ignore_label: The one label whose rows do not count: they look like a certain label, target 0 and rest -inf, so
             that every objective gives 0, and their gradient is 0.
+        axis_name: The mesh axis, or axes, over which the classes are split, inside of `jax.shard_map`. Labels count
+            through all devices, major axis first.
 
     Returns:
         RowStatistics with fields [...], float32 or wider.
@@ -106,52 +119,40 @@ def row_statistics(
         >>> print(f"{statistics.log_odds[0]:.1f} {statistics.error_prob[0]:.4e}")
         17.0 4.1399e-08
     """
-    check_options("row_statistics", axis, temperature, logit_cap, ignore_label)
-    return _row_statistics_call(
-        logits, labels, where, temperature, axis=axis, logit_cap=logit_cap, ignore_label=ignore_label
-    )
+    head = Head(axis, logit_cap, ignore_label, axis_name)
+    check_options("row_statistics", temperature, head)
+    return _row_statistics_call(logits, labels, where, temperature, head=head)
 
 
-@functools.partial(jax.jit, static_argnames=("axis", "logit_cap", "ignore_label"), inline=True)
-def _row_statistics_call(
-    logits: Any, labels: Any, where: Any, temperature: Any, *, axis: Any, logit_cap: Any, ignore_label: Any
-) -> RowStatistics:
-    return dense("row_statistics", logits, labels, where, temperature, axis, logit_cap, ignore_label, mean=True)
+@functools.partial(jax.jit, static_argnames="head", inline=True)
+def _row_statistics_call(logits: Any, labels: Any, where: Any, temperature: Any, *, head: Head) -> RowStatistics:
+    return dense("row_statistics", logits, labels, where, temperature, head, mean=True)
 
 
-def check_options(function: str, axis: Any, temperature: Any, logit_cap: Any, ignore_label: Any) -> None:
-    """The options that are Python numbers, before anything is traced."""
-    checks.static_axis(function, axis)
+def check_options(function: str, temperature: Any, head: Head) -> None:
+    """The options that are Python values, before anything is traced."""
+    checks.static_axis(function, head.axis, head.axis_name)
     checks.numbers_in(function, 0, math.inf, temperature=temperature)
-    checks.positive(function, logit_cap=logit_cap)
-    checks.whole(function, ignore_label=ignore_label)
+    checks.positive(function, logit_cap=head.logit_cap)
+    checks.whole(function, ignore_label=head.ignore_label)
 
 
 def dense(
-    function: str,
-    logits: Any,
-    labels: Any,
-    where: Any,
-    temperature: Any,
-    axis: int,
-    logit_cap: float | None,
-    ignore_label: int | None,
-    *,
-    mean: bool,
+    function: str, logits: Any, labels: Any, where: Any, temperature: Any, head: Head, *, mean: bool
 ) -> RowStatistics:
     """Checks the arguments in the name of the function and computes; without `mean`, mean and classes are None."""
     logits = checks.floating(function, logits=logits)
-    axis = checks.class_axis(function, axis, logits=logits)
-    where = checks.mask(function, where, logits, (axis,))
-    labels = checks.labels(function, labels, logits, axis)
-    temperature = checks.per_row(function, "temperature", temperature, logits, (axis,))
+    axes = checks.class_axis(function, head.axis, head.axis_name, logits=logits)
+    where = checks.mask(function, where, logits, axes)
+    labels = checks.labels(function, labels, logits, axes)
+    temperature = checks.per_row(function, "temperature", temperature, logits, axes)
     classes = None
     if mean:
-        classes = arrays.row_sum(~jnp.isneginf(arrays.present(logits, where)), (axis,)).astype(jnp.float32)
+        classes = arrays.own_sum(~jnp.isneginf(arrays.present(logits, where)), axes).astype(jnp.float32)
         classes = classes.astype(arrays.compute_dtype(logits.dtype))
-    options = DenseOptions(axis, None if logit_cap is None else float(logit_cap), ignore_label)
-    out: Any = _dense(options, logits, labels, where, classes, temperature)
-    return jax.tree.map(lambda x: jnp.squeeze(x, axis), RowStatistics._make((*out, classes)))
+    cap = None if head.logit_cap is None else float(head.logit_cap)
+    out: Any = _dense(DenseOptions(axes, cap, head.ignore_label), logits, labels, where, classes, temperature)
+    return jax.tree.map(lambda x: jnp.squeeze(x, axes.one), RowStatistics._make(out))
 
 
 # Derivation.
@@ -161,6 +162,7 @@ def dense(
 #     rest = log sum_{j != y} exp(d_j)    d rest = sum_{j != y} w_j dd_j,   w_j = exp(d_j - rest)
 #     mean = sum of present d_j / K       d mean = sum of present dd_j / K
 #     shift = m / T                       d shift = -(m / T^2) dT
+#     classes = K                         a constant
 # and dd_j = (dz_j - d_j dT) / T; with a cap, dz_j = (1 - tanh^2(logit / cap)) dlogit_j.
 #
 # The labelled class is left out of the sum by a factor of arithmetic, which stays inside of the fused sum. The backward
@@ -170,13 +172,17 @@ def dense(
 class DenseOptions(NamedTuple):
     """What is fixed when a program is traced."""
 
-    axis: int
+    axes: Axes
     logit_cap: float | None
     ignore_label: int | None
 
+    @property
+    def mesh(self) -> tuple[str, ...]:
+        return self.axes.mesh
+
 
 class DenseResiduals(NamedTuple):
-    """The arguments, and per row: m, target and exp(rest) (classes is an argument too)."""
+    """The arguments, but K of all devices, and per row: m, target and exp(rest)."""
 
     logits: jax.Array
     labels: jax.Array
@@ -207,27 +213,28 @@ def cap_slope(logits: jax.Array, where: jax.Array | None, cap: float) -> jax.Arr
 def dense_forward(
     options: DenseOptions, logits: Any, labels: Any, where: Any, classes: Any, temperature: Any
 ) -> tuple[Any, DenseResiduals]:
-    axis, axes = options.axis, (options.axis,)
-    size = logits.shape[axis]
+    axes, size = options.axes, logits.shape[options.axes.one]
     values = capped(logits, where, options.logit_cap)
     largest = arrays.row_max(values, axes)
 
-    target = arrays.centred(arrays.pick(values, labels, axis), largest, temperature)
-    keep = arrays.not_label(labels, size, logits.ndim, axis, largest.dtype)
-    others = arrays.row_sum(jnp.exp(arrays.centred(values, largest, temperature)) * keep, axes)
-    mean = None
+    target = arrays.own_pick(values, labels, axes)
+    keep = arrays.not_label(labels, logits.shape, axes, largest.dtype)
+    others = arrays.own_sum(jnp.exp(arrays.centred(values, largest, temperature)) * keep, axes)
+    total = None
     if classes is not None:
         scaled = arrays.centred(values, arrays.fresh(largest), temperature)
-        mean = arrays.row_sum(jnp.where(jnp.isneginf(scaled), 0.0, scaled), axes) / jnp.maximum(classes, 1.0)
+        total = arrays.own_sum(jnp.where(jnp.isneginf(scaled), 0.0, scaled), axes)
+    target, others, total, classes = meshes.packed_sum(axes, target.astype(largest.dtype), others, total, classes)
 
-    target = jnp.where((labels >= 0) & (labels < size), target, jnp.nan)
+    target = jnp.where(arrays.is_class(labels, size, axes), arrays.centred(target, largest, temperature), jnp.nan)
+    mean = None if total is None else total / jnp.maximum(classes, 1.0)
     residuals = DenseResiduals(logits, labels, where, classes, temperature, largest, target, others)
     out: Any = (target, scalars.safe_log(others), mean, arrays.quotient(largest, temperature))
     if options.ignore_label is not None:
         ignored = labels == options.ignore_label
         certain = (0.0, -jnp.inf, 0.0, 0.0)
         out = tuple(x if x is None else jnp.where(ignored, value, x) for x, value in zip(out, certain, strict=True))
-    return out, residuals
+    return (*out, classes), residuals
 
 
 def _over_others(x: jax.Array, others: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -239,10 +246,10 @@ def _over_others(x: jax.Array, others: jax.Array) -> tuple[jax.Array, jax.Array]
 
 def dense_backward(options: DenseOptions, residuals: DenseResiduals, cotangents: Any) -> Any:
     logits, labels, where, classes, temperature, largest, *_ = residuals
-    axes = (options.axis,)
-    by_target, by_rest, by_mean, by_shift = cotangents
+    axes = options.axes
+    by_target, by_rest, by_mean, by_shift, _ = cotangents
     scaled = arrays.centred(capped(logits, where, options.logit_cap), largest, temperature)
-    label = arrays.is_label(labels, logits.shape, options.axis)
+    label = arrays.is_label(labels, logits.shape, axes)
     # Absent, the labelled class takes nothing; but in a row broken by inf or NaN it is NaN like the others.
     by_target = jnp.where(jnp.isneginf(residuals.target), 0.0 * by_rest, by_target)
     raised, slope = _over_others(by_rest, residuals.others)
@@ -262,17 +269,19 @@ def dense_backward(options: DenseOptions, residuals: DenseResiduals, cotangents:
 
 def dense_tangent(options: DenseOptions, residuals: DenseResiduals, tangents: Any) -> Any:
     logits, labels, where, classes, temperature, largest, *_ = residuals
-    axes = (options.axis,)
+    axes = options.axes
     scaled = arrays.centred(capped(logits, where, options.logit_cap), largest, temperature)
     vector = tangents[0].astype(scaled.dtype)
     if options.logit_cap is not None:
         vector = vector * cap_slope(logits, where, options.logit_cap)
     vector = arrays.from_inputs(vector, tangents[4], scaled, temperature)
-    label = arrays.is_label(labels, logits.shape, options.axis)
-    target = arrays.row_sum(jnp.where(label, vector, 0.0), axes)
+    label = arrays.is_label(labels, logits.shape, axes)
+    target = arrays.own_sum(jnp.where(label, vector, 0.0), axes)
     raised, slope = _over_others(jnp.ones_like(residuals.others), residuals.others)
-    rest = arrays.row_sum(jnp.where(label, 0.0, jnp.exp(scaled) * raised * slope * vector), axes)
-    mean = None if classes is None else arrays.row_sum(vector, axes) / jnp.maximum(classes, 1.0)
+    rest = arrays.own_sum(jnp.where(label, 0.0, jnp.exp(scaled) * raised * slope * vector), axes)
+    total = None if classes is None else arrays.own_sum(vector, axes)
+    target, rest, total = meshes.packed_sum(axes, target, rest, total)
+    mean = None if classes is None else total / jnp.maximum(classes, 1.0)
     shift = jnp.zeros_like(rest)
     if temperature is not None:
         shift = -arrays.quotient_slope(largest, temperature) * tangents[4]
@@ -280,7 +289,7 @@ def dense_tangent(options: DenseOptions, residuals: DenseResiduals, tangents: An
     if options.ignore_label is not None:
         ignored = labels == options.ignore_label
         out = tuple(x if x is None else jnp.where(ignored, 0.0, x) for x in out)
-    return out
+    return (*out, None if classes is None else jnp.zeros_like(classes))
 
 
 _dense = rules.operation(dense_forward, dense_backward, dense_tangent)

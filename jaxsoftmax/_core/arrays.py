@@ -15,6 +15,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxsoftmax._core import meshes
+from jaxsoftmax._core.meshes import Axes
+
 __all__ = [
     "above_bottom",
     "centred",
@@ -25,10 +28,12 @@ __all__ = [
     "fresh",
     "from_inputs",
     "inverse_temperature",
+    "is_class",
     "is_label",
     "near_top",
     "not_label",
-    "pick",
+    "own_pick",
+    "own_sum",
     "present",
     "quotient",
     "quotient_slope",
@@ -37,11 +42,7 @@ __all__ = [
     "row_sum",
     "sum_to",
     "to_inputs",
-    "vary",
-    "varying",
 ]
-
-Axes = tuple[int, ...]
 
 
 def compute_dtype(dtype: Any) -> Any:
@@ -61,7 +62,12 @@ def fresh(x: jax.Array) -> jax.Array:
 
 def row_sum(x: jax.Array, axes: Axes) -> jax.Array:
     """Sum over the class axes, kept with size 1."""
-    return jnp.sum(x, axis=axes, keepdims=True)
+    return meshes.total_of(own_sum(x, axes), axes)
+
+
+def own_sum(x: jax.Array, axes: Axes) -> jax.Array:
+    """Sum over the classes of this device alone, kept with size 1."""
+    return jnp.sum(x, axis=axes.dims, keepdims=True)
 
 
 def present(logits: jax.Array, where: jax.Array | None) -> jax.Array:
@@ -81,7 +87,8 @@ def row_max(logits: jax.Array, axes: Axes, *, widened: bool = False) -> jax.Arra
     lowest, wide = float(jnp.finfo(logits.dtype).min), compute_dtype(logits.dtype)
     logits = lax.stop_gradient(logits)
     logits = logits.astype(wide) if widened else logits
-    return jnp.max(logits, axis=axes, keepdims=True, initial=lowest).astype(wide)
+    largest = jnp.max(logits, axis=axes.dims, keepdims=True, initial=lowest).astype(wide)
+    return lax.pmax(largest, axes.mesh) if axes.mesh else largest
 
 
 def divided(x: jax.Array, temperature: jax.Array | None) -> jax.Array:
@@ -211,50 +218,46 @@ def excess(logits: jax.Array, axes: Axes, shift: jax.Array, temperature: jax.Arr
     """
     scaled = centred(logits, shift, temperature)
     top = near_top(scaled)
-    return row_sum(jnp.exp(scaled) - top, axes) + (row_sum(top, axes) - 1.0)
+    others, tops = meshes.packed_sum(axes, own_sum(jnp.exp(scaled) - top, axes), own_sum(top, axes))
+    return others + (tops - 1.0)
 
 
-def varying(x: Any) -> frozenset[str]:
-    """The mesh axes over which x varies inside of `shard_map`; the attribute was renamed in jax 0.12."""
-    kind = jax.typeof(x)
-    manual = getattr(kind, "mat", None)
-    return frozenset(kind.vma if manual is None else manual.varying)
-
-
-def vary(x: jax.Array, axes: frozenset[str]) -> jax.Array:
-    """The same numbers, varying over these mesh axes too."""
-    missing = tuple(sorted(axes - varying(x)))
-    return lax.pcast(x, missing, to="varying") if missing else x
-
-
-def is_label(labels: jax.Array, shape: Sequence[int], axis: int) -> jax.Array:
+def is_label(labels: jax.Array, shape: Sequence[int], axes: Axes) -> jax.Array:
     """True at each row's labelled class, by comparison with an iota; no gather, so nothing moves on a mesh."""
-    return lax.broadcasted_iota(labels.dtype, tuple(shape), axis) == labels
+    labels = axes.local(labels, shape[axes.one])
+    return lax.broadcasted_iota(labels.dtype, tuple(shape), axes.one) == labels
 
 
-def not_label(labels: jax.Array, size: int, ndim: int, axis: int, dtype: Any) -> jax.Array:
+def not_label(labels: jax.Array, shape: Sequence[int], axes: Axes, dtype: Any) -> jax.Array:
     """0 at each row's labelled class and 1 elsewhere, in arithmetic that stays inside of a fused sum.
 
     The class numbers are made opaque to the compiler, which otherwise writes their broadcast out. Whole numbers of
     float32 are exact to 2**24 classes; beyond, the comparison is used.
     """
-    if size > 2**24:
-        shape = [size if a == axis else 1 for a in range(ndim)]
-        return jnp.where(is_label(labels, jnp.broadcast_shapes(shape, labels.shape), axis), 0.0, 1.0).astype(dtype)
+    size = shape[axes.one]
+    if axes.classes(size) > 2**24:
+        return jnp.where(is_label(labels, shape, axes), 0.0, 1.0).astype(dtype)
     numbers = fresh(jnp.arange(size, dtype=dtype))
-    numbers = numbers.reshape([size if a == axis else 1 for a in range(ndim)])
-    return jnp.minimum(jnp.abs(numbers - labels.astype(dtype)), 1.0)
+    numbers = numbers.reshape([size if a == axes.one else 1 for a in range(len(shape))])
+    return jnp.minimum(jnp.abs(numbers - axes.local(labels, size).astype(dtype)), 1.0)
 
 
-def pick(values: jax.Array, labels: jax.Array, axis: int) -> jax.Array:
-    """values[..., label], kept with size 1; labels outside of the range give some value of the row.
+def own_pick(values: jax.Array, labels: jax.Array, axes: Axes) -> jax.Array:
+    """values[..., label], kept with size 1; 0 where another device has that class.
 
-    A gather, which reads one number a row and stays local under automatic partitioning; on an explicit mesh, where JAX
-    refuses a gather along a split axis, a comparison with an iota.
+    Labels out of the range of all devices give some number. A gather, which reads one number a row and stays local
+    under automatic partitioning; on an explicit mesh, where JAX refuses a gather along a split axis, a comparison with
+    an iota.
     """
-    labels = jnp.clip(labels, 0, values.shape[axis] - 1)
+    size = values.shape[axes.one]
+    own = axes.local(labels, size)
     if any(entry is not None for x in (values, labels) for entry in jax.typeof(x).sharding.spec):
         shape = jnp.broadcast_shapes(values.shape, labels.shape)
-        chosen = jnp.where(is_label(labels, shape, axis), values, jnp.zeros((), values.dtype))
-        return row_sum(chosen, (axis,))
-    return jnp.take_along_axis(values, labels, axis=axis)
+        return own_sum(jnp.where(is_label(labels, shape, axes), values, jnp.zeros((), values.dtype)), axes)
+    picked = jnp.take_along_axis(values, jnp.clip(own, 0, size - 1), axis=axes.one)
+    return jnp.where((own >= 0) & (own < size), picked, jnp.zeros((), values.dtype)) if axes.mesh else picked
+
+
+def is_class(labels: jax.Array, size: int, axes: Axes) -> jax.Array:
+    """Whether a label names a class of any device, where each has so many."""
+    return (labels >= 0) & (labels < axes.classes(size))

@@ -10,7 +10,8 @@ import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 
-from jaxsoftmax._core import arrays
+from jaxsoftmax._core import arrays, meshes
+from jaxsoftmax._core.meshes import Axes, AxisName
 
 __all__ = [
     "choice",
@@ -25,6 +26,7 @@ __all__ = [
     "head",
     "labels",
     "mask",
+    "mesh_axes",
     "numbers_in",
     "numeric",
     "per_row",
@@ -32,6 +34,7 @@ __all__ = [
     "row_labels",
     "row_numbers",
     "same_dtype",
+    "same_on_devices",
     "same_shape",
     "scalar",
     "static_axis",
@@ -104,21 +107,25 @@ def _array(function: str, name: str, value: Any) -> jax.Array:
     return jnp.asarray(value)
 
 
-def static_axis(function: str, axis: Any) -> None:
-    """What can be an axis at all, before jit asks for its hash."""
+def static_axis(function: str, axis: Any, axis_name: Any = None) -> None:
+    """What can be an axis of an array or of a mesh at all, before jit asks for its hash."""
     if not isinstance(axis, int | np.integer | tuple | None):
         fail(TypeError, function, "axis must be an integer, a tuple of integers or None", axis=axis)
+    names = meshes.names_of(axis_name)
+    strings = bool(names) and all(isinstance(name, str) for name in names)
+    if axis_name is not None and not (strings and len(set(names)) == len(names)):
+        fail(TypeError, function, "axis_name must be a string or a tuple of different ones", axis_name=axis_name)
 
 
-def class_axis(function: str, axis: Any, **array: jax.Array) -> int:
-    """The one class axis of the array, counted from 0."""
+def class_axis(function: str, axis: Any, axis_name: AxisName = None, **array: jax.Array) -> Axes:
+    """The one class axis of the array, counted from 0, and the mesh axes that split it."""
     if not isinstance(axis, int | np.integer) or isinstance(axis, bool):
         fail(TypeError, function, "axis must be an integer", axis=axis)
-    return class_axes(function, axis, **array)[0]
+    return class_axes(function, axis, axis_name, **array)
 
 
-def class_axes(function: str, axis: Any, **array: jax.Array) -> tuple[int, ...]:
-    """The class axes of the array, counted from 0, none of them twice, with at least one class."""
+def class_axes(function: str, axis: Any, axis_name: AxisName = None, **array: jax.Array) -> Axes:
+    """The class axes of the array, counted from 0, none of them twice, with at least one class; and those of a mesh."""
     ((name, value),) = array.items()
     ndim = value.ndim
     given = range(ndim) if axis is None else axis if isinstance(axis, tuple) else (axis,)
@@ -133,11 +140,11 @@ def class_axes(function: str, axis: Any, **array: jax.Array) -> tuple[int, ...]:
         fail(ValueError, function, f"{name} must have a class axis", axis=axis, **array)
     if 0 in (value.shape[a] for a in axes):
         fail(ValueError, function, "the class axis must not be empty", axis=axis, **array)
-    return axes
+    return Axes(axes, mesh_axes(function, axis_name, **array))
 
 
 def mask(
-    function: str, where: ArrayLike | None, logits: jax.Array, axes: tuple[int, ...], owner: str = "logits"
+    function: str, where: ArrayLike | None, logits: jax.Array, axes: Axes, owner: str = "logits"
 ) -> jax.Array | None:
     """A boolean mask of the rank of the logits (or another owner), or None; [V] stands for every row."""
     if where is None:
@@ -148,7 +155,7 @@ def mask(
     return _of_classes(function, "where", converted, logits, axes, owner)
 
 
-def class_weights(function: str, name: str, weights: ArrayLike, logits: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+def class_weights(function: str, name: str, weights: ArrayLike, logits: jax.Array, axes: Axes) -> jax.Array:
     """Weights of the logits' rank in the compute dtype; those of shape [V] stand for every row."""
     converted = floating(function, **{name: weights})
     converted = converted.astype(arrays.compute_dtype(logits.dtype))
@@ -156,21 +163,21 @@ def class_weights(function: str, name: str, weights: ArrayLike, logits: jax.Arra
 
 
 def _of_classes(
-    function: str, name: str, value: jax.Array, logits: jax.Array, axes: tuple[int, ...], owner: str = "logits"
+    function: str, name: str, value: jax.Array, logits: jax.Array, axes: Axes, owner: str = "logits"
 ) -> jax.Array:
     if value.shape == logits.shape:
         return value
-    if len(axes) == 1 and value.shape == (logits.shape[axes[0]],):
-        return value.reshape([size if a == axes[0] else 1 for a, size in enumerate(logits.shape)])
+    if len(axes.dims) == 1 and value.shape == (logits.shape[axes.one],):
+        return value.reshape([size if a == axes.one else 1 for a, size in enumerate(logits.shape)])
     fail(ValueError, function, f"{name} must have the shape of {owner}, or [V]", **{name: value, owner: logits})
 
 
-def class_vector(function: str, name: str, weights: ArrayLike, logits: jax.Array, axis: int) -> jax.Array:
+def class_vector(function: str, name: str, weights: ArrayLike, logits: jax.Array, axes: Axes) -> jax.Array:
     """One number per class, [V], of the logits' rank in the compute dtype."""
     converted = _array(function, name, weights)
-    if converted.shape != (logits.shape[axis],):
-        fail(ValueError, function, f"{name} must have shape [V]", **{name: converted}, logits=logits, axis=axis)
-    return class_weights(function, name, converted, logits, (axis,))
+    if converted.shape != (logits.shape[axes.one],):
+        fail(ValueError, function, f"{name} must have shape [V]", **{name: converted}, logits=logits, axis=axes.one)
+    return class_weights(function, name, converted, logits, axes)
 
 
 def scalar(function: str, dtype: Any, **option: ArrayLike) -> jax.Array:
@@ -191,9 +198,7 @@ def numeric(function: str, **array: ArrayLike) -> jax.Array:
     return converted
 
 
-def per_row(
-    function: str, name: str, value: ArrayLike | None, logits: jax.Array, axes: tuple[int, ...]
-) -> jax.Array | None:
+def per_row(function: str, name: str, value: ArrayLike | None, logits: jax.Array, axes: Axes) -> jax.Array | None:
     """A scalar or one number per row, of the logits' rank with the class axes at size 1, in the compute dtype."""
     if value is None:
         return None
@@ -201,8 +206,8 @@ def per_row(
     # A Python number, traced or not, has a weak type.
     if not jnp.issubdtype(converted.dtype, jnp.floating) and not jax.typeof(converted).weak_type:
         fail(TypeError, function, f"{name} must have a floating dtype", **{name: converted})
-    rows = tuple(1 if a in axes else size for a, size in enumerate(logits.shape))
-    batch = tuple(size for a, size in enumerate(logits.shape) if a not in axes)
+    rows = tuple(1 if a in axes.dims else size for a, size in enumerate(logits.shape))
+    batch = tuple(size for a, size in enumerate(logits.shape) if a not in axes.dims)
     if converted.shape not in ((), batch, rows):
         fail(
             ValueError,
@@ -212,21 +217,25 @@ def per_row(
             logits=logits,
         )
     converted = converted.reshape(rows if converted.size > 1 else [1] * logits.ndim)
+    if axes.mesh:
+        same_on_devices(function, axes.mesh, **{name: converted})
+        return jnp.broadcast_to(converted.astype(arrays.compute_dtype(logits.dtype)), rows)
     # Times ones rather than broadcast: on an explicit mesh that gives every row its place.
-    ones = jnp.ones_like(jnp.max(lax.stop_gradient(logits), axis=axes, keepdims=True, initial=0))
+    ones = jnp.ones_like(jnp.max(lax.stop_gradient(logits), axis=axes.dims, keepdims=True, initial=0))
     return converted.astype(arrays.compute_dtype(logits.dtype)) * ones.astype(arrays.compute_dtype(logits.dtype))
 
 
-def labels(function: str, labels: ArrayLike, logits: jax.Array, axis: int) -> jax.Array:
+def labels(function: str, labels: ArrayLike, logits: jax.Array, axes: Axes) -> jax.Array:
     """Integer labels, one per row, with the class axis back at size 1."""
     converted = _array(function, "labels", labels)
     if not jnp.issubdtype(converted.dtype, jnp.integer):
         fail(TypeError, function, "labels must be integers", labels=converted)
-    batch = tuple(size for a, size in enumerate(logits.shape) if a != axis)
+    batch = tuple(size for a, size in enumerate(logits.shape) if a != axes.one)
     if converted.shape != batch:
         rule = "labels must have the shape of logits without the class axis"
-        fail(ValueError, function, rule, labels=converted, logits=logits, axis=axis)
-    return jnp.expand_dims(_signed(converted), axis)
+        fail(ValueError, function, rule, labels=converted, logits=logits, axis=axes.one)
+    same_on_devices(function, axes.mesh, labels=converted)
+    return jnp.expand_dims(_signed(converted), axes.one)
 
 
 def _signed(labels: jax.Array) -> jax.Array:
@@ -260,8 +269,19 @@ def head(
     return features, kernel, bias
 
 
-def classes_present(function: str, where: ArrayLike | None, kernel: jax.Array) -> jax.Array | None:
-    """A boolean mask [V] of the classes of a kernel, or None."""
+def classes_present(
+    function: str, where: ArrayLike | None, kernel: jax.Array, axes: Axes, num_classes: int | None
+) -> jax.Array | None:
+    """A boolean mask [V] of the classes of a kernel, or None; those from the number of classes on are padding."""
+    if num_classes is not None:
+        size = kernel.shape[1]
+        if num_classes > axes.classes(size):
+            rule = f"num_classes must be at most {axes.classes(size)}, the columns of the kernel on all devices"
+            fail(ValueError, function, rule, num_classes=num_classes, kernel=kernel)
+        if num_classes < axes.classes(size):
+            own = classes_present(function, where, kernel, axes, None)
+            real = jnp.arange(size) < axes.local(jnp.asarray(num_classes), size)
+            return real if own is None else own & real
     if where is None:
         return None
     converted = _array(function, "where", where)
@@ -307,3 +327,30 @@ def same_dtype(function: str, **values: jax.Array) -> None:
     """All of the arrays have one dtype; casting is left to the caller, who knows which one loses nothing."""
     if len({value.dtype for value in values.values()}) > 1:
         fail(TypeError, function, f"{' and '.join(values)} must have the same dtype", **values)
+
+
+def mesh_axes(function: str, axis_name: str | tuple[str, ...] | None, **split: jax.Array) -> tuple[str, ...]:
+    """The mesh axes over which the classes of the one array are split, inside of `jax.shard_map`; none for None."""
+    names = meshes.names_of(axis_name)
+    if not names:
+        return ()
+    try:
+        varying = meshes.varying(lax.axis_index(names))
+    except NameError:
+        fail(ValueError, function, "axis_name must name an axis of a mesh inside of jax.shard_map", axis_name=axis_name)
+    if not varying:
+        rule = "axis_name needs jax.shard_map with check_vma=True, or gradients would be ambiguous"
+        fail(ValueError, function, rule, axis_name=axis_name)
+    ((name, value),) = split.items()
+    if not set(names) <= meshes.varying(value):
+        rule = f"{name} must be split over axis_name, each device with its own classes"
+        fail(ValueError, function, rule, axis_name=axis_name, **split)
+    return names
+
+
+def same_on_devices(function: str, names: tuple[str, ...], **values: Any) -> None:
+    """Numbers per row are the same on all the devices that share a row."""
+    for name, value in values.items():
+        if isinstance(value, jax.Array) and meshes.varying(value) & set(names):
+            rule = f"{name} must be the same on all devices of axis_name"
+            fail(ValueError, function, rule, **{name: value}, axis_name=names)

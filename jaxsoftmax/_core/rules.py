@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jax.dtypes import float0
 
-from jaxsoftmax._core import arrays
+from jaxsoftmax._core import arrays, meshes
 
 __all__ = ["elementwise", "forward_mode", "operation"]
 
@@ -59,7 +59,8 @@ def operation(
         value: (options, *args) -> out, where that is cheaper than the forward rule; it runs without differentiation.
 
     Returns:
-        A function whose first argument is hashable and static; the others are arrays or None.
+        A function whose first argument is hashable and static, with the mesh axes that split the classes, if any, as
+        its attribute `mesh`; the others are arrays or None.
     """
 
     def first(options: Any, *args: Any) -> Any:
@@ -83,7 +84,7 @@ def operation(
 
     @functools.wraps(forward)
     def call(options: Any, *args: Any) -> Any:
-        args = _vary_alike(args)
+        args = _vary_alike(args, getattr(options, "mesh", ()))
         return (by_tangent if _forward_mode.value else by_backward)(options, *args)
 
     return call
@@ -131,12 +132,12 @@ def _named_inputs(residuals: Any, args: Any) -> Any:
     return jax.tree.map(lambda leaf: checkpoint_name(leaf, "input") if id(leaf) in inputs else leaf, residuals)
 
 
-def _vary_alike(args: Sequence[Any]) -> tuple[Any, ...]:
-    """Inside of `shard_map`: gives every argument the varying mesh axes of all of them.
+def _vary_alike(args: Sequence[Any], classes: Sequence[str]) -> tuple[Any, ...]:
+    """Inside of `shard_map`: gives every argument the varying mesh axes of all of them, but those of the classes.
 
     Then each cotangent that a backward rule returns varies as its primal does, and JAX itself sums it where an argument
-    was replicated.
+    was replicated. Over the axes that split the classes it is the rules that sum, for there the outputs do not vary.
     """
     leaves, structure = jax.tree.flatten(tuple(args))
-    union: frozenset[str] = frozenset().union(*map(arrays.varying, leaves))
-    return jax.tree.unflatten(structure, [arrays.vary(leaf, union) for leaf in leaves])
+    union: frozenset[str] = frozenset().union(*map(meshes.varying, leaves)) - frozenset(classes)
+    return jax.tree.unflatten(structure, [meshes.vary(leaf, union) for leaf in leaves])

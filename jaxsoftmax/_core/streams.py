@@ -6,7 +6,6 @@ of the operation's outputs, and computes the gradients while it has the logits o
 """
 
 import functools
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -14,13 +13,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxsoftmax._core import arrays, rules
+from jaxsoftmax._core import arrays, blocks, meshes, rules
 
-__all__ = ["Inputs", "Plan", "RowRules", "Side", "block_rows", "logits_of", "map_blocks", "streamed", "streamed_sum"]
+__all__ = ["Inputs", "Plan", "RowRules", "Side", "cut_of", "logits_of", "map_blocks", "streamed", "streamed_sum"]
 
-# A block of logits that stays near so many bytes: a CPU wants it small, an accelerator large products.
-BLOCK_BYTES = {"cpu": 2**25}
-BLOCK_BYTES_ELSEWHERE = 2**28
 LEAST_COLUMNS = 2048
 
 
@@ -39,12 +35,16 @@ class RowRules(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """What is fixed when a program is traced; the rules may be None where `map_blocks` is all that is needed."""
+    """What is fixed when a program is traced; the rules may be None where `map_blocks` is all that is needed.
+
+    The mesh axes are those that split the classes inside of `shard_map`.
+    """
 
     rules: Any
     options: Any
-    block: int
+    cut: blocks.Cut
     precision: Any
+    mesh: tuple[str, ...]
 
 
 class Side(NamedTuple):
@@ -64,13 +64,11 @@ class Inputs(NamedTuple):
     counted: jax.Array | None
 
 
-def block_rows(rows: int, classes: int, block_size: int | None) -> int:
-    """Rows in a block: as asked for, or so that the float32 logits of one stay near the bytes above, evenly cut."""
-    if block_size is not None:
-        return max(1, min(block_size, rows))
-    most = BLOCK_BYTES.get(jax.default_backend(), BLOCK_BYTES_ELSEWHERE) // (4 * classes)
-    blocks = math.ceil(rows / max(most, 1))
-    return max(1, math.ceil(rows / max(blocks, 1)))
+def cut_of(inputs: Inputs, block_size: int | None) -> blocks.Cut:
+    """How the rows are cut, by the logits of all sides."""
+    classes = sum(side.kernel.shape[1] for side in inputs.sides)
+    devices = max(meshes.devices_beside(side.features, side.kernel) for side in inputs.sides)
+    return blocks.cut_of(_count(inputs), classes, devices, block_size)
 
 
 # Derivation. With z = h W + b, a block of rows at a time, and dz from the operation's own rule:
@@ -96,21 +94,6 @@ class _Products(NamedTuple):
     bias: jax.Array | None
 
 
-def _cut(x: jax.Array, block: int, zeros: bool = False) -> jax.Array:
-    """[N, ...] as [blocks, B, ...], filled up with copies of the last row, or with zeros."""
-    blocks = math.ceil(x.shape[0] / block)
-    missing = blocks * block - x.shape[0]
-    if missing:
-        last = jnp.zeros_like(x[-1:]) if zeros else x[-1:]
-        x = jnp.concatenate([x, jnp.broadcast_to(last, (missing, *x.shape[1:]))])
-    return x.reshape(blocks, block, *x.shape[1:])
-
-
-def _join(x: jax.Array, rows: int) -> jax.Array:
-    """[blocks, B, ...] as [N, ...]."""
-    return x.reshape(x.shape[0] * x.shape[1], *x.shape[2:])[:rows]
-
-
 def _count(inputs: Inputs) -> int:
     return inputs.sides[0].features.shape[0]
 
@@ -118,7 +101,7 @@ def _count(inputs: Inputs) -> int:
 def _blocks_of(plan: Plan, inputs: Inputs) -> _Block:
     """The blocks, stacked. Filling rows repeat the last one, so that all is regular; their cotangents are 0."""
     features = tuple(side.features for side in inputs.sides)
-    return jax.tree.map(functools.partial(_cut, block=plan.block), _Block(features, inputs.rows, inputs.counted))
+    return jax.tree.map(functools.partial(blocks.cut, by=plan.cut), _Block(features, inputs.rows, inputs.counted))
 
 
 def _features(block: _Block) -> tuple[jax.Array, ...]:
@@ -128,11 +111,23 @@ def _features(block: _Block) -> tuple[jax.Array, ...]:
     return tuple(jnp.where(block.counted[:, None], h, jnp.zeros((), h.dtype)) for h in block.features)
 
 
-def _product(a: jax.Array, b: jax.Array, over: tuple[int, int], precision: Any) -> jax.Array:
-    """The matrix product over one axis of each, accumulated in float32 or wider."""
+def _product(
+    a: jax.Array, b: jax.Array, over: tuple[int, int], precision: Any, like: jax.Array | None = None
+) -> jax.Array:
+    """The matrix product over one axis of each, accumulated in float32 or wider.
+
+    On an explicit mesh it is split as `like` is: without that JAX refuses a sum over an axis that is split.
+    """
     dimensions = (((over[0],), (over[1],)), ((), ()))
     wide = arrays.compute_dtype(a.dtype)
-    return lax.dot_general(a, b.astype(a.dtype), dimensions, precision=precision, preferred_element_type=wide)
+    return lax.dot_general(
+        a,
+        b.astype(a.dtype),
+        dimensions,
+        precision=precision,
+        preferred_element_type=wide,
+        out_sharding=None if like is None else meshes.explicit_sharding(like),
+    )
 
 
 def logits_of(side: Side, where: jax.Array | None, precision: Any) -> jax.Array:
@@ -157,16 +152,18 @@ def _where_counted(counted: jax.Array | None, values: Any) -> Any:
     return jax.tree.map(lambda x: jnp.where(counted, x, jnp.zeros((), x.dtype)), values)
 
 
-def _unless_empty(counted: jax.Array | None, compute: Callable[[Any], Any], operand: Any, skipped: Any) -> Any:
-    """compute(operand), or what is skipped to in a block where no row counts."""
-    if counted is None:
-        return compute(operand)
-    return lax.cond(jnp.any(counted), compute, lambda _: skipped, operand)
+def _unless_empty(
+    plan: Plan, counted: jax.Array | None, compute: Callable[[Any, Any], Any], sums: Any, block: Any
+) -> Any:
+    """compute(sums, block) -> (sums, results); in a block where no row counts, the same sums and zeros.
 
-
-def _zeros(shapes: Any, like: jax.Array) -> Any:
-    """Zeros of the shapes and dtypes, varying over the mesh as another array does."""
-    return jax.tree.map(lambda x: arrays.vary(jnp.zeros(x.shape, x.dtype), arrays.varying(like)), shapes)
+    Where the classes are split every block is computed: devices that wait for each other must not branch.
+    """
+    if counted is None or plan.mesh:
+        return compute(sums, block)
+    _, results = jax.eval_shape(compute, sums, block)
+    nothing = jax.tree.map(lambda x: meshes.zeros(x, meshes.varying(counted)), results)
+    return lax.cond(jnp.any(counted), compute, lambda sums, _: (sums, nothing), sums, block)
 
 
 def map_blocks(plan: Plan, inputs: Inputs, function: Callable[..., Any], *more: Any) -> Any:
@@ -178,37 +175,39 @@ def map_blocks(plan: Plan, inputs: Inputs, function: Callable[..., Any], *more: 
     # Rematerialized, so that the derivative of a derivative keeps no logits of any block.
     @functools.partial(jax.checkpoint, prevent_cse=False)
     def body(block: _Block, more: Any) -> Any:
-        def compute(operand: Any) -> Any:
+        def compute(_: None, operand: Any) -> Any:
             block, more = operand
             features = _features(block)
-            return function(_logits(plan, inputs, features), block, features, *more)
+            return None, function(_logits(plan, inputs, features), block, features, *more)
 
-        shapes = jax.eval_shape(compute, (block, more))
-        return _unless_empty(block.counted, compute, (block, more), _zeros(shapes, block.features[0]))
+        return _unless_empty(plan, block.counted, compute, None, (block, more))
 
-    blocks = _blocks_of(plan, inputs), jax.tree.map(functools.partial(_cut, block=plan.block), more)
-    _, out = lax.scan(lambda _, xs: (None, body(*xs)), None, blocks)
-    return jax.tree.map(functools.partial(_join, rows=_count(inputs)), out)
+    cuts = _blocks_of(plan, inputs), jax.tree.map(functools.partial(blocks.cut, by=plan.cut), more)
+    _, out = lax.scan(lambda _, xs: body(*xs), None, cuts)
+    return jax.tree.map(functools.partial(blocks.join, by=plan.cut, count=_count(inputs)), out)
 
 
 def _gradient_of_features(side: Side, dlogits: jax.Array, precision: Any) -> jax.Array:
-    return _product(dlogits.astype(side.features.dtype), side.kernel, (1, 1), precision)
+    return _product(dlogits.astype(side.features.dtype), side.kernel, (1, 1), precision, side.features)
 
 
-def _add_products(sums: _Products, side: Side, dlogits: jax.Array, precision: Any) -> _Products:
-    """Adds h^T dz in place, so many columns at a time that no second array of the kernel's size is written."""
+def _add_products(plan: Plan, sums: _Products, side: Side, dlogits: jax.Array) -> _Products:
+    """Adds h^T dz in place, so many columns at a time that no second array of the kernel's size is written.
+
+    Where JAX divides the work over a mesh, columns cut from a split kernel would be gathered: there all at once.
+    """
     features, narrow = side.features, dlogits.astype(side.features.dtype)
     depth, classes = side.kernel.shape
     columns = max(LEAST_COLUMNS, features.shape[0] * classes // (4 * max(depth, 1)) // 128 * 128)
 
     def add(start: Any, size: int, total: jax.Array) -> jax.Array:
-        part = _product(features, lax.dynamic_slice_in_dim(narrow, start, size, 1), (0, 0), precision)
+        part = _product(features, lax.dynamic_slice_in_dim(narrow, start, size, 1), (0, 0), plan.precision)
         there = lax.dynamic_slice_in_dim(total, start, size, 1)
         return lax.dynamic_update_slice_in_dim(total, there + part, start, 1)
 
     kernel = sums.kernel
-    if columns >= classes:
-        kernel = kernel + _product(features, narrow, (0, 0), precision)
+    if columns >= classes or plan.cut.groups > 1:
+        kernel = kernel + _product(features, narrow, (0, 0), plan.precision, side.kernel)
     else:
         whole, rest = divmod(classes, columns)
         kernel = lax.fori_loop(0, whole, lambda i, total: add(i * columns, columns, total), kernel)
@@ -220,14 +219,13 @@ def _add_products(sums: _Products, side: Side, dlogits: jax.Array, precision: An
 def _no_products(inputs: Inputs) -> tuple[_Products, ...]:
     """Sums that start at 0."""
 
-    def wide(x: jax.Array, like: jax.Array) -> Any:
-        return jax.ShapeDtypeStruct(x.shape, arrays.compute_dtype(like.dtype))
+    def start(side: Side) -> _Products:
+        wide = arrays.compute_dtype(side.features.dtype)
+        axes = meshes.varying(side.features) | meshes.varying(side.kernel)
+        bias = None if side.bias is None else meshes.zeros(side.bias, axes, wide)
+        return _Products(meshes.zeros(side.kernel, axes, wide), bias)
 
-    shapes = tuple(
-        _Products(wide(s.kernel, s.features), None if s.bias is None else wide(s.bias, s.features))
-        for s in inputs.sides
-    )
-    return _zeros(shapes, inputs.sides[0].features)
+    return tuple(map(start, inputs.sides))
 
 
 Gradients = tuple[Any, ...]
@@ -245,43 +243,42 @@ def _scan_gradients(
 
     @functools.partial(jax.checkpoint, prevent_cse=False)
     def body(sums: Any, block: _Block, given: Any) -> Any:
-        def compute(operand: Any) -> Any:
-            (products, total), block, given = operand
+        def compute(sums: Any, operand: Any) -> Any:
+            (products, total), (block, given) = sums, operand
             features = _features(block)
             dlogits, drows, kept, contributions = slopes(_logits(plan, inputs, features), block, *given)
             sides = [side._replace(features=h) for side, h in zip(inputs.sides, features, strict=True)]
             dfeatures = tuple(
                 _gradient_of_features(side, d, plan.precision) for side, d in zip(sides, dlogits, strict=True)
             )
-            products = tuple(
-                _add_products(p, side, d, plan.precision) for p, side, d in zip(products, sides, dlogits, strict=True)
-            )
+            products = tuple(_add_products(plan, *of_side) for of_side in zip(products, sides, dlogits, strict=True))
             total = jax.tree.map(lambda a, b: a + b.astype(a.dtype), total, contributions)
             return (products, total), (dfeatures, drows, kept)
 
-        shapes = jax.eval_shape(compute, (sums, block, given))
-        skipped = sums, _zeros(shapes[1], block.features[0])
-        return _unless_empty(block.counted, compute, (sums, block, given), skipped)
+        return _unless_empty(plan, block.counted, compute, sums, (block, given))
 
-    wide = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, arrays.compute_dtype(x.dtype)), consts)
-    start = _no_products(inputs), _zeros(wide, inputs.sides[0].features)
+    rows = meshes.varying(inputs.sides[0].features)
+    start = _no_products(inputs), jax.tree.map(lambda x: meshes.zeros(x, rows, arrays.compute_dtype(x.dtype)), consts)
     given = (
-        jax.tree.map(functools.partial(_cut, block=plan.block, zeros=True), cotangents),
-        jax.tree.map(functools.partial(_cut, block=plan.block), numbers),
+        jax.tree.map(functools.partial(blocks.cut, by=plan.cut, zeros=True), cotangents),
+        jax.tree.map(functools.partial(blocks.cut, by=plan.cut), numbers),
     )
-    blocks = _blocks_of(plan, inputs), given
-    (products, total), stacked = lax.scan(lambda sums, xs: body(sums, *xs), start, blocks)
-    dfeatures, drows, kept = jax.tree.map(functools.partial(_join, rows=_count(inputs)), stacked)
+    cuts = _blocks_of(plan, inputs), given
+    (products, total), stacked = lax.scan(lambda sums, xs: body(sums, *xs), start, cuts)
+    dfeatures, drows, kept = jax.tree.map(functools.partial(blocks.join, by=plan.cut, count=_count(inputs)), stacked)
     sides = tuple(Side(h, p.kernel, p.bias) for h, p in zip(dfeatures, products, strict=True))
     return Inputs(sides, None, drows, None), kept, total
 
 
 def _as_arguments(gradients: Any, arguments: Any) -> Any:
-    """One cotangent per argument, of its dtype, and None for integers, booleans and None."""
+    """One cotangent per argument, of its dtype, and None for integers, booleans and None.
+
+    What devices with other classes contribute to one argument is summed, before it is rounded.
+    """
 
     def one(argument: Any, gradient: Any) -> Any:
         floating = argument is not None and jnp.issubdtype(argument.dtype, jnp.floating)
-        return gradient.astype(argument.dtype) if floating and gradient is not None else None
+        return meshes.sum_like(gradient, argument).astype(argument.dtype) if floating and gradient is not None else None
 
     return jax.tree.map(one, arguments, gradients, is_leaf=lambda x: x is None)
 
@@ -292,6 +289,10 @@ class _Structured(NamedTuple):
     plan: Plan
     structure: Any
     objective: Any = None
+
+    @property
+    def mesh(self) -> tuple[str, ...]:
+        return self.plan.mesh
 
     def inputs(self, leaves: Any) -> Any:
         return jax.tree.unflatten(self.structure, leaves)
@@ -424,7 +425,12 @@ def _sum_backward(static: _Structured, residuals: _SumResiduals, cotangent: jax.
 def _sum_tangent(static: _Structured, residuals: _SumResiduals, tangents: Any) -> jax.Array:
     gradients = jax.tree.leaves(residuals.gradients, is_leaf=lambda x: x is None)
     pairs = [(g, t) for g, t in zip(gradients, tangents, strict=True) if g is not None and t is not None]
-    return functools.reduce(jnp.add, [jnp.sum(g * t.astype(g.dtype)) for g, t in pairs])
+    sums = [jnp.sum(g * t.astype(g.dtype)) for g, t in pairs]
+    # Devices with other classes have their own part of some of the gradients.
+    whole, parts = ([x for x in sums if bool(meshes.varying(x) & {*static.mesh}) == split] for split in (False, True))
+    if parts:
+        whole.append(lax.psum(functools.reduce(jnp.add, parts), static.mesh))
+    return functools.reduce(jnp.add, whole)
 
 
 _streamed_sum = rules.operation(_sum_forward, _sum_backward, _sum_tangent, value=_sum_value)

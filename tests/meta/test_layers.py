@@ -14,17 +14,28 @@ import jaxsoftmax
 PACKAGE = Path(jaxsoftmax.__file__).parent
 FILES = {".".join(p.relative_to(PACKAGE).with_suffix("").parts): p for p in sorted(PACKAGE.rglob("*.py"))}
 
-CORE = {"_core", "_core.arrays", "_core.checks", "_core.rules", "_core.scalars", "_core.streams"}
+CORE = {
+    "_core",
+    "_core.arrays",
+    "_core.blocks",
+    "_core.checks",
+    "_core.meshes",
+    "_core.rules",
+    "_core.scalars",
+    "_core.streams",
+}
 L1 = {"normalizers", "statistics"}
 L2 = {"objectives", "relaxations", "divergences", "hinges", "linear_rows"}
-L3 = {"losses", "binary_losses", "linear", "linear_distributions", "linear_ranks"}
+L3 = {"losses", "binary_losses", "linear", "linear_distributions", "linear_ranks", "sharding"}
 ALLOWED: dict[str, set[str]] = {
     "_core.__init__": set(),
-    "_core.arrays": set(),
-    "_core.checks": {"_core.arrays"},
-    "_core.rules": {"_core.arrays"},
+    "_core.meshes": set(),
+    "_core.blocks": set(),
+    "_core.arrays": {"_core.meshes"},
+    "_core.checks": {"_core.arrays", "_core.meshes"},
+    "_core.rules": {"_core.arrays", "_core.meshes"},
     "_core.scalars": {"_core.arrays"},
-    "_core.streams": {"_core.arrays", "_core.rules"},
+    "_core.streams": {"_core.arrays", "_core.blocks", "_core.meshes", "_core.rules"},
     "normalizers": CORE,
     "statistics": CORE,
     "hinges": CORE,
@@ -37,6 +48,7 @@ ALLOWED: dict[str, set[str]] = {
     "linear": CORE | L1 | L2,
     "linear_distributions": CORE | L1 | L2,
     "linear_ranks": CORE | L1 | L2 | {"losses"},
+    "sharding": CORE | L1 | {"linear"},
     "__init__": CORE | L1 | L2 | L3,
 }
 OUTSIDE = {"jax", "numpy"}

@@ -81,6 +81,10 @@ LINEAR_PLAIN = (*LINEAR_LABELLED, "linear_entropy", "linear_top_k")
 LINEAR = (*LINEAR_PLAIN, "linear_kl_divergence")
 LINEAR_TEMPERED = ("linear_statistics", *LINEAR_LOSSES, "linear_log_probs", "linear_entropy", "linear_kl_divergence")
 REDUCED = (*LINEAR_LOSSES, "linear_kl_divergence")
+OVER_A_MESH = (*NORMALIZERS, *LABELLED, *PAIRED, "entropy", *LINEAR, "weighted_mean")
+NO_FUNCTIONS = ("RowStatistics", "TopClasses", "forward_mode", "objectives")
+# Functions that make functions: test_sharding.py.
+MAKERS = ("sharded_linear_loss", "sharded_linear_statistics")
 
 
 def _total(statistics: Any) -> jax.Array:
@@ -229,6 +233,13 @@ TABLE = [
     Bad(LABELLED, {"ignore_label": 1.5}, TypeError, "ignore_label must be an integer"),
     Bad(LABELLED, {"ignore_label": True}, TypeError, "ignore_label must be an integer"),
     Bad(LABELLED, {"ignore_label": Y}, TypeError, "ignore_label must be an integer"),
+    Bad(OVER_A_MESH, {"axis_name": 3}, TypeError, "axis_name must be a string or a tuple of different ones"),
+    Bad(OVER_A_MESH, {"axis_name": ("a", "a")}, TypeError, "axis_name must be a string or a tuple of different ones"),
+    Bad(OVER_A_MESH, {"axis_name": ["a"]}, TypeError, "axis_name must be a string or a tuple of different ones"),
+    Bad(OVER_A_MESH, {"axis_name": "a"}, ValueError, "axis_name must name an axis of a mesh inside of jax.shard_map"),
+    Bad(LINEAR, {"num_classes": 6}, ValueError, "num_classes must be at most 5"),
+    Bad(LINEAR, {"num_classes": 0}, ValueError, "num_classes must be 1 or more"),
+    Bad(LINEAR, {"num_classes": 2.5}, TypeError, "num_classes must be an integer"),
     Bad(("entropy",), {"base": 1}, ValueError, "base must not be 1"),
     Bad(("entropy",), {"base": -2.0}, ValueError, "base must be a finite number above 0"),
     Bad(("objectives.cross_entropy",), {"label_smoothing": 1.5}, ValueError, "label_smoothing must be between 0 and 1"),
@@ -293,7 +304,7 @@ def test_good_arguments(name: str) -> None:
 
 def test_every_function_is_in_the_table() -> None:
     """A new function needs rows."""
-    public = {n for n in jaxsoftmax.__all__ if n not in ("RowStatistics", "TopClasses", "forward_mode", "objectives")}
+    public = {n for n in jaxsoftmax.__all__ if n not in (*NO_FUNCTIONS, *MAKERS)}
     assert public | {f"objectives.{n}" for n in objectives.__all__} == set(GOOD)
     without_rules = {"objectives.z_loss", "objectives.additive_margin"}
     assert {name for bad in TABLE for name in bad.functions} == set(GOOD) - without_rules

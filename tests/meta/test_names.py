@@ -25,6 +25,7 @@ NOTHING_TO_RAISE = {"forward_mode", "objectives.z_loss", "objectives.additive_ma
 POSITIONAL = (
     "key",
     "objective",
+    "mesh",
     "features",
     "kernel",
     "student_features",
@@ -72,8 +73,12 @@ DEFAULTS: dict[str, tuple[Any, ...]] = {
     "student_bias": (None,),
     "teacher_bias": (None,),
     "k": (1,),
+    "num_classes": (None,),
     "block_size": (None,),
     "precision": (None,),
+    "axis_name": (None,),
+    "rows": ("data",),
+    "classes": ("model",),
 }
 
 SECTION = re.compile(r"^(Args|Returns|Yields|Raises|Numerics|Gradient|Example|References|Attributes):$", re.MULTILINE)
@@ -161,7 +166,7 @@ def test_docstring_of_array_functions(name: str) -> None:
     """Args names exactly the parameters, Returns a shape, and the derivative is documented."""
     found = sections(FUNCTIONS[name])
     assert entries(found["Args"]) == list(inspect.signature(FUNCTIONS[name]).parameters)
-    assert re.match(r"\s+(\[.*\]|A scalar|RowStatistics|TopClasses)", found["Returns"])
+    assert re.match(r"\s+(\[.*\]|A scalar|A function|RowStatistics|TopClasses)", found["Returns"])
     assert "Gradient" in found
 
 

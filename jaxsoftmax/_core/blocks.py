@@ -1,0 +1,62 @@
+"""How many rows in a block: rows cut in blocks and joined again, on one device and over a mesh."""
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+__all__ = ["Cut", "cut", "cut_of", "join"]
+
+# A block of logits that stays near so many bytes on a device: a CPU wants it small, an accelerator large products.
+BLOCK_BYTES = {"cpu": 2**25}
+BLOCK_BYTES_ELSEWHERE = 2**28
+
+
+class Cut(NamedTuple):
+    """So many groups of neighbouring rows, and so many rows of each group in a block."""
+
+    groups: int
+    rows: int
+
+    @property
+    def block(self) -> int:
+        """Rows in a block."""
+        return self.groups * self.rows
+
+
+def cut_of(rows: int, classes: int, devices: int, block_size: int | None) -> Cut:
+    """Blocks of the rows asked for, or so that the float32 logits of one stay near the bytes above, evenly cut.
+
+    Where JAX divides the work over the devices of a mesh, a block of neighbouring rows would lie on one of them, and
+    all would compute it. There each device gives an equal share of every block.
+    """
+    if block_size is None:
+        most = devices * BLOCK_BYTES.get(jax.default_backend(), BLOCK_BYTES_ELSEWHERE) // (4 * classes)
+        blocks = math.ceil(rows / max(most, 1))
+        block_size = math.ceil(rows / max(blocks, 1))
+    block = max(1, min(block_size, rows))
+    groups = math.gcd(rows, devices)
+    groups = groups if 1 <= groups <= block else 1
+    return Cut(groups, block // groups)
+
+
+def cut(x: jax.Array, by: Cut, zeros: bool = False) -> jax.Array:
+    """[N, ...] as [blocks, B, ...], each group filled up with copies of its last row, or with zeros."""
+    groups, rows = by
+    x = x.reshape(groups, x.shape[0] // groups, *x.shape[1:])
+    blocks = math.ceil(x.shape[1] / rows)
+    missing = blocks * rows - x.shape[1]
+    if missing:
+        last = jnp.zeros_like(x[:, -1:]) if zeros else x[:, -1:]
+        x = jnp.concatenate([x, jnp.broadcast_to(last, (groups, missing, *x.shape[2:]))], axis=1)
+    x = jnp.swapaxes(x.reshape(groups, blocks, rows, *x.shape[2:]), 0, 1)
+    return x.reshape(blocks, groups * rows, *x.shape[3:])
+
+
+def join(x: jax.Array, by: Cut, count: int) -> jax.Array:
+    """[blocks, B, ...] as [N, ...]."""
+    groups, rows = by
+    x = jnp.swapaxes(x.reshape(x.shape[0], groups, rows, *x.shape[2:]), 0, 1)
+    x = x.reshape(groups, x.shape[1] * rows, *x.shape[3:])[:, : count // groups]
+    return x.reshape(count, *x.shape[2:])
