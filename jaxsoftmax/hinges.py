@@ -98,7 +98,7 @@ def _violations(options: _HingeOptions, residuals: _HingeResiduals) -> tuple[jax
     """The margins a, -inf at the label and at absent classes; the label's logit; True at the label."""
     logits, labels, where, margin = residuals
     values = arrays.present(logits, where).astype(margin.dtype)
-    label = arrays.is_label(labels, logits.shape, options.axes)
+    label = arrays.is_label(labels, logits, options.axes)
     target = meshes.total_of(arrays.own_pick(values, labels, options.axes), options.axes)
     absent = label | jnp.isneginf(values)
     reference = jnp.where(jnp.isneginf(target), 0.0, target)

@@ -109,14 +109,14 @@ def labelled(
         labels = jnp.where(labels < statics.num_classes, labels, -1)  # padding is no class
     present = jnp.ones(classes, bool) if inputs.where is None else inputs.where
     present = present if side.bias is None else present & ~jnp.isneginf(side.bias)
-    number = jnp.broadcast_to(jnp.sum(present.astype(arrays.compute_dtype(side.features.dtype))), rows)
+    number = ones_of(side.features) * jnp.sum(present.astype(arrays.compute_dtype(side.features.dtype)))
     inputs = inputs._replace(rows=(labels, temperature, number), counted=counted)
     return plan_of(_ROWS, DenseOptions(statics.axes, cap_of(statics), None), inputs, statics), inputs, batch
 
 
 def without_absent(kernel: jax.Array, where: jax.Array) -> jax.Array:
     """The kernel with 0 for absent classes, whose columns take part in the products that give dh."""
-    return jnp.where(where[None], kernel, jnp.zeros((), kernel.dtype))
+    return jnp.where(meshes.split_like(where[None], kernel), kernel, jnp.zeros((), kernel.dtype))
 
 
 def without_mean(inputs: streams.Inputs) -> streams.Inputs:
@@ -174,6 +174,12 @@ def inputs_of(
     return streams.Inputs((side,), where, (flat(temperature, count),), None), batch
 
 
+def ones_of(features: jax.Array) -> jax.Array:
+    """1 for every row, [N], in float32 or wider, split as the rows are."""
+    ones = jnp.ones((features.shape[0], 1), arrays.compute_dtype(features.dtype))
+    return meshes.split_like(ones, features)[:, 0]
+
+
 def flat(x: jax.Array | None, count: int) -> jax.Array | None:
     return None if x is None else x.reshape(count)
 
@@ -204,7 +210,7 @@ def reduced(
     Apart from the blocks, the objective is differentiated by JAX, and the backward pass computes the blocks again.
     """
     features = inputs.sides[0].features
-    rows = jnp.ones(features.shape[0], arrays.compute_dtype(features.dtype)) if weights is None else weights
+    rows = ones_of(features) if weights is None else weights
     if inputs.counted is not None:
         rows = jnp.where(inputs.counted, rows, 0.0)
     if weights is not None or inputs.counted is not None:

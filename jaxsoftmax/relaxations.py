@@ -140,7 +140,7 @@ def _gumbel_forward(options: _Options, key: Any, logits: Any, where: Any, temper
     if options.hard:
         # A row without any class has total 0, a broken one NaN; neither has a largest class.
         first = jnp.argmax(perturbed, axis=axes.one, keepdims=True)
-        chosen = arrays.is_label(first, logits.shape, axes).astype(total.dtype)
+        chosen = arrays.is_label(first, logits, axes).astype(total.dtype)
         hard = jnp.where(jnp.isnan(total), jnp.nan, jnp.where(total == 0, 0.0, chosen))
         sample = _with_slope_of(softmax_probabilities(residuals.scaled(residuals.shift), total), hard)
     else:

@@ -218,7 +218,7 @@ def dense_forward(
     largest = arrays.row_max(values, axes)
 
     target = arrays.own_pick(values, labels, axes)
-    keep = arrays.not_label(labels, logits.shape, axes, largest.dtype)
+    keep = arrays.not_label(labels, logits, axes, largest.dtype)
     others = arrays.own_sum(jnp.exp(arrays.centred(values, largest, temperature)) * keep, axes)
     total = None
     if classes is not None:
@@ -249,7 +249,7 @@ def dense_backward(options: DenseOptions, residuals: DenseResiduals, cotangents:
     axes = options.axes
     by_target, by_rest, by_mean, by_shift, _ = cotangents
     scaled = arrays.centred(capped(logits, where, options.logit_cap), largest, temperature)
-    label = arrays.is_label(labels, logits.shape, axes)
+    label = arrays.is_label(labels, logits, axes)
     # Absent, the labelled class takes nothing; but in a row broken by inf or NaN it is NaN like the others.
     by_target = jnp.where(jnp.isneginf(residuals.target), 0.0 * by_rest, by_target)
     raised, slope = _over_others(by_rest, residuals.others)
@@ -275,7 +275,7 @@ def dense_tangent(options: DenseOptions, residuals: DenseResiduals, tangents: An
     if options.logit_cap is not None:
         vector = vector * cap_slope(logits, where, options.logit_cap)
     vector = arrays.from_inputs(vector, tangents[4], scaled, temperature)
-    label = arrays.is_label(labels, logits.shape, axes)
+    label = arrays.is_label(labels, logits, axes)
     target = arrays.own_sum(jnp.where(label, vector, 0.0), axes)
     raised, slope = _over_others(jnp.ones_like(residuals.others), residuals.others)
     rest = arrays.own_sum(jnp.where(label, 0.0, jnp.exp(scaled) * raised * slope * vector), axes)

@@ -74,6 +74,7 @@ def present(logits: jax.Array, where: jax.Array | None) -> jax.Array:
     """The logits with absent classes at -inf; whatever stood there, NaN included, is gone."""
     if where is None:
         return logits
+    where = meshes.split_like(where.reshape((1,) * (logits.ndim - where.ndim) + where.shape), logits)
     return jnp.where(where, logits, jnp.asarray(-jnp.inf, logits.dtype))
 
 
@@ -222,23 +223,24 @@ def excess(logits: jax.Array, axes: Axes, shift: jax.Array, temperature: jax.Arr
     return others + (tops - 1.0)
 
 
-def is_label(labels: jax.Array, shape: Sequence[int], axes: Axes) -> jax.Array:
+def is_label(labels: jax.Array, logits: jax.Array, axes: Axes) -> jax.Array:
     """True at each row's labelled class, by comparison with an iota; no gather, so nothing moves on a mesh."""
-    labels = axes.local(labels, shape[axes.one])
-    return lax.broadcasted_iota(labels.dtype, tuple(shape), axes.one) == labels
+    labels, split = axes.local(labels, logits.shape[axes.one]), meshes.explicit_sharding(logits)
+    return lax.broadcasted_iota(labels.dtype, logits.shape, axes.one, out_sharding=split) == labels
 
 
-def not_label(labels: jax.Array, shape: Sequence[int], axes: Axes, dtype: Any) -> jax.Array:
+def not_label(labels: jax.Array, logits: jax.Array, axes: Axes, dtype: Any) -> jax.Array:
     """0 at each row's labelled class and 1 elsewhere, in arithmetic that stays inside of a fused sum.
 
     The class numbers are made opaque to the compiler, which otherwise writes their broadcast out. Whole numbers of
     float32 are exact to 2**24 classes; beyond, the comparison is used.
     """
-    size = shape[axes.one]
+    size = logits.shape[axes.one]
     if axes.classes(size) > 2**24:
-        return jnp.where(is_label(labels, shape, axes), 0.0, 1.0).astype(dtype)
+        return jnp.where(is_label(labels, logits, axes), 0.0, 1.0).astype(dtype)
     numbers = fresh(jnp.arange(size, dtype=dtype))
-    numbers = numbers.reshape([size if a == axes.one else 1 for a in range(len(shape))])
+    numbers = numbers.reshape([size if a == axes.one else 1 for a in range(logits.ndim)])
+    numbers = meshes.split_like(numbers, logits)
     return jnp.minimum(jnp.abs(numbers - axes.local(labels, size).astype(dtype)), 1.0)
 
 
@@ -252,8 +254,8 @@ def own_pick(values: jax.Array, labels: jax.Array, axes: Axes) -> jax.Array:
     size = values.shape[axes.one]
     own = axes.local(labels, size)
     if any(entry is not None for x in (values, labels) for entry in jax.typeof(x).sharding.spec):
-        shape = jnp.broadcast_shapes(values.shape, labels.shape)
-        return own_sum(jnp.where(is_label(labels, shape, axes), values, jnp.zeros((), values.dtype)), axes)
+        chosen = is_label(labels, jnp.broadcast_arrays(values, labels)[0], axes)
+        return own_sum(jnp.where(chosen, values, jnp.zeros((), values.dtype)), axes)
     picked = jnp.take_along_axis(values, jnp.clip(own, 0, size - 1), axis=axes.one)
     return jnp.where((own >= 0) & (own < size), picked, jnp.zeros((), values.dtype)) if axes.mesh else picked
 

@@ -166,9 +166,10 @@ def _of_classes(
     function: str, name: str, value: jax.Array, logits: jax.Array, axes: Axes, owner: str = "logits"
 ) -> jax.Array:
     if value.shape == logits.shape:
-        return value
+        return meshes.split_like(value, logits)
     if len(axes.dims) == 1 and value.shape == (logits.shape[axes.one],):
-        return value.reshape([size if a == axes.one else 1 for a, size in enumerate(logits.shape)])
+        value = value.reshape([size if a == axes.one else 1 for a, size in enumerate(logits.shape)])
+        return meshes.split_like(value, logits)
     fail(ValueError, function, f"{name} must have the shape of {owner}, or [V]", **{name: value, owner: logits})
 
 
@@ -217,12 +218,9 @@ def per_row(function: str, name: str, value: ArrayLike | None, logits: jax.Array
             logits=logits,
         )
     converted = converted.reshape(rows if converted.size > 1 else [1] * logits.ndim)
-    if axes.mesh:
-        same_on_devices(function, axes.mesh, **{name: converted})
-        return jnp.broadcast_to(converted.astype(arrays.compute_dtype(logits.dtype)), rows)
-    # Times ones rather than broadcast: on an explicit mesh that gives every row its place.
-    ones = jnp.ones_like(jnp.max(lax.stop_gradient(logits), axis=axes.dims, keepdims=True, initial=0))
-    return converted.astype(arrays.compute_dtype(logits.dtype)) * ones.astype(arrays.compute_dtype(logits.dtype))
+    same_on_devices(function, axes.mesh, **{name: converted})
+    converted = jnp.broadcast_to(converted.astype(arrays.compute_dtype(logits.dtype)), rows)
+    return meshes.split_like(converted, logits)
 
 
 def labels(function: str, labels: ArrayLike, logits: jax.Array, axes: Axes) -> jax.Array:
@@ -266,6 +264,7 @@ def head(
         bias = floating(function, **{of_bias: bias})
         if bias.shape != kernel.shape[1:]:
             fail(ValueError, function, f"{of_bias} must have shape [V]", **{of_bias: bias, of_kernel: kernel})
+        bias = meshes.split_like(bias[None], kernel)[0]
     return features, kernel, bias
 
 
@@ -300,7 +299,7 @@ def row_labels(function: str, labels: ArrayLike, features: jax.Array) -> jax.Arr
     if converted.shape != features.shape[:-1]:
         rule = "labels must have the shape of features without the last axis"
         fail(ValueError, function, rule, labels=converted, features=features)
-    return _signed(converted)
+    return _as_rows(_signed(converted), features)
 
 
 def row_numbers(
@@ -314,7 +313,12 @@ def row_numbers(
     if converted.shape != batch and not (scalar and converted.shape == ()):
         rule = f"{name} must {'be a scalar or ' if scalar else ''}have one number per row"
         fail(ValueError, function, rule, **{name: converted}, features=features)
-    return jnp.broadcast_to(converted.astype(arrays.compute_dtype(features.dtype)), batch)
+    return _as_rows(jnp.broadcast_to(converted.astype(arrays.compute_dtype(features.dtype)), batch), features)
+
+
+def _as_rows(x: jax.Array, features: jax.Array) -> jax.Array:
+    """Numbers per row, split over an explicit mesh as the rows are."""
+    return meshes.split_like(x[..., None], features)[..., 0]
 
 
 def same_shape(function: str, **values: jax.Array) -> None:

@@ -18,10 +18,12 @@ __all__ = [
     "explicit_sharding",
     "names_of",
     "packed_sum",
+    "split_like",
     "sum_like",
     "total_of",
     "vary",
     "varying",
+    "whole_rows",
     "zeros",
 ]
 
@@ -112,3 +114,23 @@ def zeros(like: Any, axes: frozenset[str], dtype: Any = None) -> jax.Array:
     """Zeros of the shape of an array, split as it is, that vary over these mesh axes."""
     dtype = like.dtype if dtype is None else dtype
     return vary(jnp.zeros(like.shape, dtype, device=explicit_sharding(like)), axes)
+
+
+def split_like(x: jax.Array, like: jax.Array) -> jax.Array:
+    """x, which broadcasts to another array of its rank, split as that is on an explicit mesh.
+
+    A product with ones does that in both directions: the gradient comes back as x itself was split. Selects and
+    hand-written rules need it; elsewhere JAX broadcasts what is not split.
+    """
+    if explicit_sharding(like) is None:
+        return x
+    over = tuple(a for a, (own, size) in enumerate(zip(x.shape, like.shape, strict=True)) if own == 1 and size != 1)
+    return x * jnp.ones_like(jnp.any(like == like, axis=over, keepdims=True)).astype(x.dtype)
+
+
+def whole_rows(x: jax.Array) -> jax.Array:
+    """[N, K] with the numbers of a row on one device, on an explicit mesh; elsewhere JAX sees to that by itself."""
+    sharding = explicit_sharding(x)
+    if sharding is None:
+        return x
+    return jax.sharding.reshard(x, jax.sharding.NamedSharding(sharding.mesh, jax.P(sharding.spec[0], None)))

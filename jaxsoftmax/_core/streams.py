@@ -338,7 +338,8 @@ def _tangent(static: _Structured, residuals: _Residuals, tangents: Any) -> Any:
             pushed = pushed + _product(h, t.kernel, (1, 0), plan.precision)
             if t.bias is not None:
                 pushed = pushed + t.bias.astype(pushed.dtype)[None]
-            tlogits.append(pushed if inputs.where is None else jnp.where(inputs.where[None], pushed, 0.0))
+            present = None if inputs.where is None else meshes.split_like(inputs.where[None], pushed)
+            tlogits.append(pushed if present is None else jnp.where(present, pushed, 0.0))
         row_tangents = _where_counted(block.counted, row_tangents)
         outs = plan.rules.tangent(plan.options, logits, block.rows, numbers, tuple(tlogits), row_tangents)
         return _where_counted(block.counted, outs)

@@ -14,6 +14,10 @@ import jaxsoftmax
 ROWS, CLASSES = 4, 16
 Z = (3.0 * np.random.default_rng(0).standard_normal((ROWS, CLASSES))).astype(np.float32)
 LABELS = np.array([0, 15, 7, 8], np.int32)
+# Options that are not split.
+DISTRIBUTION = (np.exp(np.cos(np.arange(ROWS * CLASSES))) / 16.0).astype(np.float32).reshape(ROWS, CLASSES)
+CLASS_WEIGHTS = (1.0 + 0.5 * np.cos(np.arange(CLASSES))).astype(np.float32)
+PRESENT = np.arange(CLASSES) != 5
 
 MESHES: dict[str, tuple[tuple[int, ...], tuple[str, ...], PartitionSpec]] = {
     "8": ((8,), ("classes",), PartitionSpec(None, "classes")),
@@ -28,6 +32,12 @@ FUNCTIONS: dict[str, Callable[[Any, Any], jax.Array]] = {
     "cross_entropy": lambda z, y: jaxsoftmax.cross_entropy(z, y),
     "cross_entropy_with_temperature": lambda z, y: jaxsoftmax.cross_entropy(z, y, temperature=2.0),
     "focal_loss": lambda z, y: jaxsoftmax.focal_loss(z, y),
+    "hinge_loss": lambda z, y: jaxsoftmax.hinge_loss(z, y),
+    "entropy": lambda z, y: jaxsoftmax.entropy(z, temperature=2.0),
+    "kl_divergence": lambda z, y: jaxsoftmax.kl_divergence(z, 2.0 * z),
+    "soft_cross_entropy": lambda z, y: jaxsoftmax.soft_cross_entropy(z, DISTRIBUTION),
+    "logsumexp_of_some": lambda z, y: jaxsoftmax.logsumexp(z, weights=CLASS_WEIGHTS, where=PRESENT),
+    "cross_entropy_weighted": lambda z, y: jaxsoftmax.cross_entropy(z, y, class_weights=CLASS_WEIGHTS, where=PRESENT),
     "cross_entropy_smoothed": lambda z, y: jaxsoftmax.cross_entropy(
         z, y, label_smoothing=0.1, z_loss=0.01, logit_cap=20.0
     ),
@@ -97,3 +107,82 @@ def test_vmap_over_a_mesh_axis(mesh: str) -> None:
         split = [jax.device_put(x, rows) for x in many]
         actual = jax.jit(jax.vmap(gradient, spmd_axis_name=axis))(*split)
     np.testing.assert_allclose(actual, jax.jit(jax.vmap(gradient))(*many), rtol=1e-6, atol=1e-7)
+
+
+# The streamed head, where JAX divides the work: features split by rows, a kernel by classes.
+
+N, D, V = 64, 6, 96
+_rng = np.random.default_rng(3)
+FEATURES, KERNEL = (_rng.standard_normal(shape).astype(np.float32) for shape in ((N, D), (D, V)))
+BIAS, WEIGHTS = _rng.standard_normal(V).astype(np.float32), _rng.uniform(0.5, 2.0, N).astype(np.float32)
+TOKENS = _rng.integers(0, V - 6, N).astype(np.int32)
+
+HEADS: dict[str, Callable[..., Any]] = {
+    "linear_loss": lambda h, w, b: jaxsoftmax.linear_loss(
+        jaxsoftmax.objectives.focal, h, w, TOKENS, bias=b, weights=WEIGHTS, ignore_label=3, block_size=16
+    ),
+    "linear_cross_entropy": lambda h, w, b: jaxsoftmax.linear_cross_entropy(
+        h, w, TOKENS, bias=b, num_classes=V - 6, temperature=1.5, label_smoothing=0.1, block_size=16
+    ),
+    "linear_statistics": lambda h, w, b: (
+        jaxsoftmax.linear_statistics(h, w, TOKENS, bias=b, temperature=1.5, block_size=16).log_odds
+    ),
+    "linear_entropy": lambda h, w, b: jaxsoftmax.linear_entropy(h, w, bias=b, block_size=16),
+    "linear_kl_divergence": lambda h, w, b: jaxsoftmax.linear_kl_divergence(h, w, 2.0 * h, w, student_bias=b),
+    "linear_top_k": lambda h, w, b: jaxsoftmax.linear_top_k(h, w, 5, bias=b, block_size=16).log_probs,
+    "linear_accuracy": lambda h, w, b: jaxsoftmax.linear_accuracy(h, w, TOKENS, k=5, bias=b),
+}
+HEAD_MESHES = {"8x1": (8, 1), "1x8": (1, 8), "2x4": (2, 4)}
+
+
+def head_on_mesh(mesh: str, mode: str) -> tuple[jax.sharding.Mesh, list[jax.Array]]:
+    """The mesh, and features, kernel and bias on it."""
+    built = jax.make_mesh(HEAD_MESHES[mesh], ("rows", "classes"), axis_types=(MODES[mode],) * 2)
+    specs = PartitionSpec("rows", None), PartitionSpec(None, "classes"), PartitionSpec("classes")
+    return built, [
+        jax.device_put(x, NamedSharding(built, spec)) for x, spec in zip((FEATURES, KERNEL, BIAS), specs, strict=True)
+    ]
+
+
+def head_and_gradients(function: Callable[..., Any], *args: Any) -> Any:
+    """What is compared."""
+
+    def total(*args: Any) -> Any:
+        out = function(*args)
+        return jax.numpy.sum(out * np.cos(np.arange(out.size, dtype=np.float32)).reshape(out.shape)), out
+
+    return jax.grad(total, (0, 1, 2), has_aux=True)(*args)
+
+
+HEAD_COMPILED = jax.jit(head_and_gradients, static_argnums=0)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(
+    ("name", "mesh"), [(n, m) for n in HEADS for m in HEAD_MESHES if m == "2x4" or n == "linear_loss"]
+)
+def test_streamed_head(name: str, mesh: str, mode: str) -> None:
+    """The numbers of one device, with gradients split as the arguments are."""
+    expected = HEAD_COMPILED(HEADS[name], FEATURES, KERNEL, BIAS)
+    built, arguments = head_on_mesh(mesh, mode)
+    with jax.set_mesh(built):
+        actual = HEAD_COMPILED(HEADS[name], *arguments)
+    for a, e in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, e, rtol=2e-5, atol=2e-6 * float(np.max(np.abs(e))))
+    constant = name in ("linear_top_k", "linear_accuracy")  # whose gradients are zeros of no place
+    for gradient, argument in zip(actual[0], arguments, strict=True):
+        assert constant or gradient.sharding.is_equivalent_to(argument.sharding, gradient.ndim)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("name", ["linear_loss", "linear_statistics"])
+def test_streamed_head_stays_where_it_is(name: str, mode: str) -> None:
+    """Each device computes its share of every block: rows, kernel and logits are never gathered."""
+    built, arguments = head_on_mesh("2x4", mode)
+    with jax.set_mesh(built):
+        compiled = HEAD_COMPILED.lower(HEADS[name], *arguments).compile()
+    text = compiled.as_text()
+    assert re.search(r"\ball-reduce(-start)?\(", text)
+    assert not re.search(r"\b(all-gather|all-to-all|collective-permute)(-start)?\(", text)
+    # one block of logits is [8, 24] on each device
+    assert "f32[8,24]" in text and not re.search(r"f32\[(16|64),(24|96)\]|f32\[8,96\]", text)
