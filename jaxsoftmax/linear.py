@@ -140,7 +140,8 @@ def linear_loss(
 
     Numerics:
         See `linear_statistics`. A row of weight 0 takes no part, whatever its features hold, and a block of such rows
-        costs nothing.
+        costs nothing (where `axis_name` splits the classes it is computed: devices that wait for each other do not
+        branch).
 
     Gradient:
         By features, kernel, bias, temperature, weights and what the objective closes over. "mean" and "sum" compute it

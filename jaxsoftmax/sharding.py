@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jax.typing import ArrayLike
 
-from jaxsoftmax._core import arrays, checks, meshes
+from jaxsoftmax._core import checks, meshes
 from jaxsoftmax._core.meshes import AxisName
 from jaxsoftmax.linear import linear_loss, linear_statistics
 from jaxsoftmax.statistics import RowStatistics
@@ -88,16 +88,13 @@ def sharded_linear_loss(
             precision=precision,
             axis_name=splits[1] or None,
         )
-        if weights is None:
-            weights = jnp.ones(jnp.shape(labels), arrays.compute_dtype(jnp.asarray(features).dtype))
 
         def own(features: Any, kernel: Any, labels: Any, weights: Any, bias: Any, where: Any, temperature: Any) -> Any:
             given = {"weights": weights, "bias": bias, "where": where, "temperature": temperature}
             summed = linear_loss(objective, features, kernel, labels, **given, reduction="sum", **options)
-            counted = weights if ignore_label is None else jnp.where(labels == ignore_label, 0, weights)
-            total, divisor = meshes.packed_sum(
-                meshes.Axes((), splits[0]), summed, jnp.sum(counted.astype(summed.dtype))
-            )
+            counted = jnp.ones(labels.shape, summed.dtype) if weights is None else weights.astype(summed.dtype)
+            counted = counted if ignore_label is None else jnp.where(labels == ignore_label, 0.0, counted)
+            total, divisor = meshes.packed_sum(meshes.Axes((), splits[0]), summed, jnp.sum(counted))
             return jnp.where(divisor == 0, 0.0, total / jnp.where(divisor == 0, 1.0, divisor))
 
         arguments = (features, kernel, labels, weights, bias, where, temperature)

@@ -9,7 +9,7 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from benchmarks import scaling
+from benchmarks import programs, scaling
 
 # Three blocks; the sums are one asynchronous pair; what runs after the loop goes over the rows in one message.
 TEXT = """\
@@ -54,7 +54,7 @@ to_apply=%region_add
 
 
 def test_program_text():
-    found = scaling.collectives(TEXT, 8)
+    found = programs.collectives(TEXT, 8)
     assert [(one.kind, one.bytes, one.count) for one in found] == [
         ("all-reduce", 64, 3),
         ("all-reduce", 128, 3),
@@ -63,7 +63,7 @@ def test_program_text():
     assert scaling.compiled_bytes(found, (2, 4)) == {"rows": 24832, "classes": 3 * 192}
     others = {"all-reduce over other devices": 24832}
     assert scaling.compiled_bytes(found[2:], (4, 2)) == {"rows": 0, "classes": 0} | others
-    assert scaling.dot_flops(TEXT) == 3 * 2 * 16 * 48 * 128
+    assert programs.dot_flops(TEXT) == 3 * 2 * 16 * 48 * 128
 
 
 @pytest.mark.parametrize(
@@ -71,13 +71,13 @@ def test_program_text():
     ["{{0,4},{1,5},{2,6},{3,7}}", "[4,2]<=[2,4]T(1,0)", "mesh['a'=2,'b'=4] {'a'}", "mesh['b'=2,'c'=2,'a'=2] {'b'}"],
 )
 def test_replica_groups(groups):
-    found = scaling.groups_of(f"all-reduce(%x), replica_groups={groups}, to_apply=%add", 8)
+    found = programs.groups_of(f"all-reduce(%x), replica_groups={groups}, to_apply=%add", 8)
     assert found == frozenset(frozenset((i, i + 4)) for i in range(4))
 
 
 def test_a_loop_of_unknown_length_is_an_error():
     with pytest.raises(ValueError, match="a loop of unknown length"):
-        scaling.collectives(TEXT.replace("known_trip_count", "other"), 8)
+        programs.collectives(TEXT.replace("known_trip_count", "other"), 8)
 
 
 def test_messages():
@@ -118,5 +118,5 @@ def test_a_gathered_array_is_seen():
     mesh = scaling.mesh_of((2, 4))
     x = jax.ShapeDtypeStruct((8, 16), jnp.float32, sharding=NamedSharding(mesh, P("rows", "classes")))
     program = jax.jit(lambda x: 2 * x, out_shardings=NamedSharding(mesh, P("rows"))).lower(x).compile()
-    found = scaling.compiled_bytes(scaling.collectives(program.as_text(), 8), (2, 4))
+    found = scaling.compiled_bytes(programs.collectives(program.as_text(), 8), (2, 4))
     assert found == {"rows": 0, "classes": 0, "all-gather": 4 * 4 * 16}

@@ -88,9 +88,9 @@ def vary(x: jax.Array, axes: frozenset[str]) -> jax.Array:
 
 
 def sum_like(cotangent: jax.Array, primal: jax.Array) -> jax.Array:
-    """The cotangent of an argument that the devices have in common: the sum of what each of them contributes."""
+    """The cotangent of an argument, varying as that does: of one that devices share, the sum of their parts."""
     over = tuple(sorted(varying(cotangent) - varying(primal)))
-    return lax.psum(cotangent, over) if over else cotangent
+    return vary(lax.psum(cotangent, over) if over else cotangent, varying(primal))
 
 
 def devices_beside(*xs: Any) -> int:

@@ -1,6 +1,5 @@
 """Classes split over a mesh inside of `jax.shard_map`: with `axis_name` every operation gives what one device gives."""
 
-import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -9,9 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
-from jax.sharding import AxisType, PartitionSpec
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import jaxsoftmax
+from benchmarks import programs
 from jaxsoftmax import objectives
 from tests.helpers import SCALES
 
@@ -128,6 +128,7 @@ OPERATIONS: dict[str, Split] = {
         (FEATURES, KERNEL, TEACHER_FEATURES, TEACHER_KERNEL),
         (*_HEAD, *_HEAD),
     ),
+    "mean": Split(lambda a, x: jaxsoftmax.weighted_mean(x, axis_name=a and "data")[None], (T,), (BY_ROW,), WHOLE),
     "weighted_mean": Split(
         lambda a, x, w: jaxsoftmax.weighted_mean(x, w, axis_name=a and "data")[None],
         (T, WEIGHTS),
@@ -280,7 +281,7 @@ def test_scales(name: str, shape: tuple[int, int]) -> None:
     split = OPERATIONS[name]
     first, transformed = split.args[0], over(shape, split)
     one, many = (jax.jit(lambda *a, f=f: gradients(f, *a)) for f in (alone(split), transformed))
-    for scale in SCALES if name != "weighted_mean" else (1.0,):
+    for scale in SCALES if name not in ("mean", "weighted_mean") else (1.0,):
         args = (first * np.float32(scale), *split.args[1:])
         assert_same(many(*args), one(*args))
 
@@ -320,6 +321,30 @@ def test_gradient_inside(name: str) -> None:
     assert_same(actual, expected)
 
 
+def test_vmap_with_spmd_axis_name() -> None:
+    """Many problems, split over one axis of the mesh, each with its classes split over the other."""
+    mesh = jax.make_mesh((2, 4), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
+
+    def own(z: Any, h: Any, w: Any) -> jax.Array:
+        dense = jaxsoftmax.cross_entropy(z, LABELS, label_smoothing=0.1, axis_name="model")
+        return dense + jaxsoftmax.linear_log_probs(h, w, LABELS, block_size=3, axis_name="model")
+
+    specs = (PartitionSpec(None, "model"), PartitionSpec(), PartitionSpec(None, "model"))
+    split = jax.shard_map(own, mesh=mesh, in_specs=specs, out_specs=PartitionSpec())
+
+    def one(z: Any, h: Any, w: Any) -> jax.Array:
+        return jaxsoftmax.cross_entropy(z, LABELS, label_smoothing=0.1) + jaxsoftmax.linear_log_probs(h, w, LABELS)
+
+    def gradients_of(function: Function, **options: Any) -> Function:
+        return jax.jit(jax.vmap(jax.grad(lambda *a: weighted_sum(function(*a)), (0, 1, 2)), **options))
+
+    many = [np.stack([x, np.float32(0.5) * x]) for x in (Z, FEATURES, KERNEL)]
+    by_problem = NamedSharding(mesh, PartitionSpec("data"))
+    actual = gradients_of(split, spmd_axis_name="data")(*(jax.device_put(x, by_problem) for x in many))
+    assert_same(actual, gradients_of(one)(*many))
+    assert all(x.sharding.spec[0] == "data" for x in actual)
+
+
 def test_labels_beyond_all_classes() -> None:
     """NaN, in the value and the gradient of that row alone, as on one device."""
     split = OPERATIONS["cross_entropy"]
@@ -346,33 +371,12 @@ def test_broken_and_absent_classes() -> None:
         np.testing.assert_allclose(a, e, rtol=2e-5)
 
 
-KINDS_OF_MESSAGE = "all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter"
-
-
-def collectives(text: str) -> dict[str, int]:
-    """The bytes of each kind of collective in a compiled program, tuples among them; not those within one device."""
+def message_bytes(text: str) -> dict[str, int]:
+    """The bytes of each kind of collective in a compiled program for eight devices."""
     found: dict[str, int] = {}
-    for line in text.splitlines():
-        message = re.search(rf"= (.*?) ({KINDS_OF_MESSAGE})(?:-start)?\(", line)
-        if message is None or re.search(r"replica_groups=(\{\{\d+\}|\[\d+,1\])", line):
-            continue
-        for dtype, dims in re.findall(r"(\w+)\[([\d,]*)\]", message[1]):
-            size = int(re.sub(r"\D", "", dtype) or 8) // 8
-            count = int(np.prod([int(d) for d in dims.split(",") if d], dtype=int))
-            found[message[2]] = found.get(message[2], 0) + size * count
+    for one in programs.collectives(text, 8):
+        found[one.kind] = found.get(one.kind, 0) + one.bytes * one.count
     return found
-
-
-def test_the_reader_of_collectives() -> None:
-    """Plain shapes and tuples, by their bytes, over more than one device."""
-    text = """
-    %a = (f32[8]{0}, bf16[4,8]{1,0}) all-reduce(%b, %c), replica_groups={{0,1},{2,3}}, to_apply=%d
-    %e = s32[] all-gather-start(%f), replica_groups=[2,4]<=[8]
-    %g = f32[2] add(%h, %i)
-    %j = f32[4] all-reduce(%k), replica_groups={{0},{1}}
-    %l = f32[4] all-reduce(%m), replica_groups=[8,1]<=[8]
-    """
-    assert collectives(text) == {"all-reduce": 32 + 64, "all-gather": 4}
 
 
 # Per row: the maximum, and the packed sum of target and rest.
@@ -384,7 +388,7 @@ def test_messages_of_dense_logits(shape: tuple[int, int]) -> None:
     """Value and gradient exchange one maximum and one packed sum of two numbers per row, and nothing else."""
     plain = Split(lambda a, z, y: jaxsoftmax.cross_entropy(z, y, axis_name=a), (Z, LABELS), _ROW)
     text = jax.jit(lambda *a: gradients(over(shape, plain), *a)).lower(*plain.args).compile().as_text()
-    assert collectives(text) == {"all-reduce": 4 * NUMBERS * N // shape[0]}
+    assert message_bytes(text) == {"all-reduce": 4 * NUMBERS * N // shape[0]}
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,151 @@
+"""The language model on a mesh: the same losses on any mesh, in any number of processes, and whatever is killed."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from tests.test_examples import assert_picture, invocation, needs, numbers, run
+
+SCRIPT = "sharded_language_model.py"
+SIZES = "--steps 20 --length 32 --width 32 --layers 1 --vocabulary 288".split()
+ROWS = range(0, 21, 2)  # the steps at which the validation loss is printed, after a checkpoint
+SECONDS_TO_STOP = 20  # of the run, when a process of it is gone
+
+pytestmark = needs("matplotlib", "optax", "orbax", "tokenizers", "tqdm")
+
+
+def loopback() -> bool:
+    try:
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            socket.create_connection(server.getsockname(), timeout=5).close()
+    except OSError:
+        return False
+    return True
+
+
+needs_loopback = pytest.mark.skipif(not loopback(), reason="processes cannot reach each other on 127.0.0.1")
+
+
+def options(folder: Path, mesh: str, processes: int = 1) -> list[str]:
+    return [*SIZES, "--mesh", mesh, "--processes", str(processes), "--out", str(folder)]
+
+
+def losses(folder: Path) -> list[float]:
+    """The losses of all steps, and then the validation losses."""
+    figures = json.loads((folder / "sharded_language_model.json").read_text())
+    assert [step for step, _ in figures["validation"]] == list(ROWS)
+    return figures["losses"] + [nats for _, nats in figures["validation"]]
+
+
+def interrupt(folder: Path, mesh: str, processes: int, row: int, kill: Callable[[list[int]], None]) -> tuple[int, str]:
+    """Start a run, call kill(process numbers) when it has printed the row, and return its exit code and errors.
+
+    The process numbers are those of the processes that were joined, after that of the one that was started here.
+    """
+    numbers_of = []
+    with (
+        (folder.parent / f"{folder.name}.errors").open("w+") as errors,
+        subprocess.Popen(
+            **invocation(SCRIPT, *options(folder, mesh, processes)), stdout=subprocess.PIPE, stderr=errors
+        ) as process,
+    ):
+        start = None
+        for line in process.stdout:
+            if line.startswith("Processes "):
+                numbers_of = [int(number) for number in re.findall(r"\d+", line)]
+            if line.startswith(f"{row:>6} "):
+                start = time.monotonic()
+                kill([process.pid, *numbers_of])
+        process.wait(timeout=SECONDS_TO_STOP)
+        assert start is not None
+        assert time.monotonic() - start < SECONDS_TO_STOP
+        errors.seek(0)
+        return process.returncode, errors.read()
+
+
+def continued_after(printed: str) -> int:
+    return int(re.search(r"^Continuing after step (\d+) of 20;", printed, re.MULTILINE)[1])
+
+
+@pytest.fixture(scope="module")
+def one_device(tmp_path_factory: pytest.TempPathFactory) -> list[float]:
+    """The losses of an undisturbed run on one device: the truth for all others."""
+    folder = tmp_path_factory.mktemp("one_device")
+    run(SCRIPT, *options(folder, "1x1"))
+    return losses(folder)
+
+
+def test_mesh(tmp_path: Path, one_device: list[float]) -> None:
+    """On 2 x 4 devices the losses are those of one, and nothing is gathered."""
+    printed = run(SCRIPT, *options(tmp_path, "2x4"))
+    assert losses(tmp_path) == pytest.approx(one_device, rel=1e-5)
+    assert "mesh         data 2 x model 4: 8 cpu devices in 1 process\n" in printed
+    assert re.search(r"^collectives  \d+ all-reduce$", printed, re.MULTILINE)
+    (memory,) = re.findall(r"^temporary .*$", printed, re.MULTILINE)
+    assert numbers(memory)[0] > 0
+    assert int(re.search(r"^(\d+) tokens per second$", printed, re.MULTILINE)[1]) > 0
+    table = dict(re.findall(r"^(uniform guess|token frequencies|transformer) +(.*)$", printed, re.MULTILINE))
+    uniform, _, transformer = (numbers(cells)[0] for cells in table.values())
+    assert transformer < uniform - 1
+    assert_picture(tmp_path / "sharded_language_model.png")
+
+
+def test_another_mesh(tmp_path: Path, one_device: list[float]) -> None:
+    """A run that begins on 2 x 4 devices ends on 4 x 2 as if nothing had happened."""
+    status, _ = interrupt(tmp_path, "2x4", 1, ROWS[5], lambda pids: os.kill(pids[0], signal.SIGKILL))
+    assert status == -signal.SIGKILL
+    assert continued_after(run(SCRIPT, *options(tmp_path, "4x2"))) >= ROWS[5]
+    assert losses(tmp_path) == pytest.approx(one_device, rel=1e-5)
+
+
+@needs_loopback
+def test_two_processes(tmp_path: Path, one_device: list[float]) -> None:
+    printed = run(SCRIPT, *options(tmp_path, "2x4", processes=2))
+    assert losses(tmp_path) == pytest.approx(one_device, rel=1e-5)
+    assert "mesh         data 2 x model 4: 8 cpu devices in 2 processes\n" in printed
+    assert "Gloo" not in printed
+
+
+@needs_loopback
+def test_killed_process(tmp_path: Path, one_device: list[float]) -> None:
+    """When one of two processes is killed, the run says so and ends; it starts again with nothing lost."""
+    begun = 0
+    for index, row in ((1, ROWS[3]), (0, ROWS[6])):
+        joined = []
+
+        def kill(pids: list[int], index: int = index, joined: list[int] = joined) -> None:
+            joined.extend(pids[1:])
+            os.kill(joined[index], signal.SIGKILL)
+
+        status, errors = interrupt(tmp_path, "2x4", 2, row, kill)
+        assert status == 1
+        assert f"\nProcess {index} of 2 was killed by SIGKILL; the others were stopped." in errors
+        assert "\nStart the run again to continue from its last checkpoint.\n" in errors
+        for pid in joined:
+            with pytest.raises(ProcessLookupError):
+                os.kill(pid, 0)
+        assert row > begun
+        begun = row
+    printed = run(SCRIPT, *options(tmp_path, "2x4", processes=2))
+    assert continued_after(printed) >= begun
+    assert losses(tmp_path) == pytest.approx(one_device, rel=1e-5)
+
+
+def test_refused_options(tmp_path: Path) -> None:
+    for wrong, message in {
+        "--mesh 2": "2 is not like 2x4",
+        "--mesh 3x1": "--batch must be a multiple of 3",
+        "--mesh 1x7": "--vocabulary must be a multiple of 7",
+        "--mesh 2x4 --processes 3": "--processes must divide 8",
+    }.items():
+        arguments = invocation(SCRIPT, *SIZES, "--out", str(tmp_path), *wrong.split())
+        refused = subprocess.run(**arguments, capture_output=True, timeout=100, check=False)
+        assert refused.returncode == 2
+        assert message in refused.stderr
