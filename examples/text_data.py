@@ -68,6 +68,11 @@ def load_texts(small: bool) -> Texts:
 
 def load_corpus(texts: Texts, vocabulary: int, folder: Path) -> Corpus:
     """Write the texts in tokens, of a vocabulary that is trained on them once and kept in the folder."""
+    tokenizer = load_vocabulary(texts, vocabulary, folder)
+    return Corpus(encode(tokenizer, texts.train), encode(tokenizer, texts.validation), tokenizer)
+
+
+def load_vocabulary(texts: Texts, vocabulary: int, folder: Path) -> Tokenizer:
     path = folder / f"vocabulary-{vocabulary}-{texts.fingerprint}.json"
     if not path.exists():
         megabytes = sum(len(text.encode()) for text in texts.train) / 1e6
@@ -77,8 +82,7 @@ def load_corpus(texts: Texts, vocabulary: int, folder: Path) -> Corpus:
         unfinished = path.with_suffix(f".{os.getpid()}.tmp")
         unfinished.write_text(train_vocabulary(texts.train, vocabulary).to_str(), encoding="utf-8")
         unfinished.replace(path)
-    tokenizer = Tokenizer.from_file(str(path))
-    return Corpus(encode(tokenizer, texts.train), encode(tokenizer, texts.validation), tokenizer)
+    return Tokenizer.from_file(str(path))
 
 
 def train_vocabulary(texts: list[str], size: int) -> Tokenizer:

@@ -6,17 +6,20 @@ import re
 import signal
 import socket
 import subprocess
+import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
+
 from tests.test_examples import assert_picture, invocation, needs, numbers, run
 
 SCRIPT = "sharded_language_model.py"
-SIZES = "--steps 20 --length 32 --width 32 --layers 1 --vocabulary 288".split()
+SIZES = ["--steps", "20", "--length", "32", "--width", "32", "--layers", "1", "--vocabulary", "288"]
 ROWS = range(0, 21, 2)  # the steps at which the validation loss is printed, after a checkpoint
-SECONDS_TO_STOP = 20  # of the run, when a process of it is gone
+SECONDS_TO_STOP = 20  # when one of its processes is gone
+SECONDS_TO_RUN = 300  # and no longer, whatever happens
 
 pytestmark = needs("matplotlib", "optax", "orbax", "tokenizers", "tqdm")
 
@@ -44,30 +47,37 @@ def losses(folder: Path) -> list[float]:
     return figures["losses"] + [nats for _, nats in figures["validation"]]
 
 
-def interrupt(folder: Path, mesh: str, processes: int, row: int, kill: Callable[[list[int]], None]) -> tuple[int, str]:
-    """Start a run, call kill(process numbers) when it has printed the row, and return its exit code and errors.
+class Interrupted(NamedTuple):
+    """How a run ended: exit code, errors, and the numbers of its process and of those that it started."""
 
-    The process numbers are those of the processes that were joined, after that of the one that was started here.
-    """
-    numbers_of = []
+    status: int
+    errors: str
+    pids: list[int]
+
+
+def interrupt(folder: Path, mesh: str, processes: int, row: int, victim: int) -> Interrupted:
+    """Start a run, and kill one of its processes when it has printed a row."""
     with (
-        (folder.parent / f"{folder.name}.errors").open("w+") as errors,
+        (folder / "errors").open("w+") as errors,
         subprocess.Popen(
             **invocation(SCRIPT, *options(folder, mesh, processes)), stdout=subprocess.PIPE, stderr=errors
         ) as process,
     ):
-        start = None
+        watchdog = threading.Timer(SECONDS_TO_RUN, process.kill)
+        watchdog.start()
+        pids, killed = [process.pid], None
         for line in process.stdout:
             if line.startswith("Processes "):
-                numbers_of = [int(number) for number in re.findall(r"\d+", line)]
-            if line.startswith(f"{row:>6} "):
-                start = time.monotonic()
-                kill([process.pid, *numbers_of])
-        process.wait(timeout=SECONDS_TO_STOP)
-        assert start is not None
-        assert time.monotonic() - start < SECONDS_TO_STOP
+                pids += map(int, re.findall(r"\d+", line))
+            elif line.startswith(f"{row:>6} "):
+                os.kill(pids[victim], signal.SIGKILL)
+                killed = time.monotonic()
+        process.wait()
+        watchdog.cancel()
+        assert killed is not None
+        assert time.monotonic() - killed < SECONDS_TO_STOP
         errors.seek(0)
-        return process.returncode, errors.read()
+        return Interrupted(process.returncode, errors.read(), pids)
 
 
 def continued_after(printed: str) -> int:
@@ -99,8 +109,7 @@ def test_mesh(tmp_path: Path, one_device: list[float]) -> None:
 
 def test_another_mesh(tmp_path: Path, one_device: list[float]) -> None:
     """A run that begins on 2 x 4 devices ends on 4 x 2 as if nothing had happened."""
-    status, _ = interrupt(tmp_path, "2x4", 1, ROWS[5], lambda pids: os.kill(pids[0], signal.SIGKILL))
-    assert status == -signal.SIGKILL
+    assert interrupt(tmp_path, "2x4", processes=1, row=ROWS[5], victim=0).status == -signal.SIGKILL
     assert continued_after(run(SCRIPT, *options(tmp_path, "4x2"))) >= ROWS[5]
     assert losses(tmp_path) == pytest.approx(one_device, rel=1e-5)
 
@@ -116,32 +125,22 @@ def test_two_processes(tmp_path: Path, one_device: list[float]) -> None:
 @needs_loopback
 def test_killed_process(tmp_path: Path, one_device: list[float]) -> None:
     """When one of two processes is killed, the run says so and ends; it starts again with nothing lost."""
-    begun = 0
     for index, row in ((1, ROWS[3]), (0, ROWS[6])):
-        joined = []
-
-        def kill(pids: list[int], index: int = index, joined: list[int] = joined) -> None:
-            joined.extend(pids[1:])
-            os.kill(joined[index], signal.SIGKILL)
-
-        status, errors = interrupt(tmp_path, "2x4", 2, row, kill)
+        status, errors, pids = interrupt(tmp_path, "2x4", processes=2, row=row, victim=1 + index)
         assert status == 1
         assert f"\nProcess {index} of 2 was killed by SIGKILL; the others were stopped." in errors
         assert "\nStart the run again to continue from its last checkpoint.\n" in errors
-        for pid in joined:
+        for pid in pids[1:]:
             with pytest.raises(ProcessLookupError):
                 os.kill(pid, 0)
-        assert row > begun
-        begun = row
     printed = run(SCRIPT, *options(tmp_path, "2x4", processes=2))
-    assert continued_after(printed) >= begun
+    assert continued_after(printed) >= ROWS[6]
     assert losses(tmp_path) == pytest.approx(one_device, rel=1e-5)
 
 
 def test_refused_options(tmp_path: Path) -> None:
     for wrong, message in {
         "--mesh 2": "2 is not like 2x4",
-        "--mesh 3x1": "--batch must be a multiple of 3",
         "--mesh 1x7": "--vocabulary must be a multiple of 7",
         "--mesh 2x4 --processes 3": "--processes must divide 8",
     }.items():
