@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from jaxsoftmax._core import arrays, checks, rules, scalars
+from jaxsoftmax._core import arrays, checks, meshes, rules, scalars
 from jaxsoftmax._core.meshes import Axes, AxisName
 from jaxsoftmax.normalizers import log_softmax_pull, log_softmax_push
 from jaxsoftmax.statistics import cap_slope, capped
@@ -240,7 +240,7 @@ def _soft_backward(options: DivergenceOptions, residuals: DivergenceResiduals, c
     if options.logit_cap is not None:
         dlogits = dlogits * cap_slope(residuals.logits, residuals.where, options.logit_cap)
     surprise = jnp.where(jnp.isneginf(scaled), 0.0, jnp.log1p(residuals.others) - scaled)
-    dtargets = (cotangent * surprise).astype(residuals.targets.dtype)
+    dtargets = meshes.sum_like(cotangent * surprise, residuals.targets).astype(residuals.targets.dtype)
     return dlogits.astype(residuals.logits.dtype), dtargets, None, dtemperature
 
 
@@ -385,7 +385,8 @@ def _pair(axes: Axes, residuals: KLResiduals) -> _Pair:
     gap = jnp.where(jnp.abs(offset) <= 1.0, across, within)
 
     far = (jnp.abs(gap) >= 0.5) | (model_absent != target_absent)
-    close = arrays.row_sum(far.astype(largest.dtype), axes) == 0
+    far = jnp.any(far, axis=axes.dims, keepdims=True)
+    close = meshes.total_of(far.astype(largest.dtype), axes) == 0
     near_offset = jnp.log1p(arrays.row_sum(q * jnp.expm1(jnp.where(close, gap, 0.0)), axes))
     offset = jnp.where(close, near_offset, jnp.log1p(others) - jnp.log1p(target_others))
     return _Pair(model, target, model_absent, target_absent, p, q, jnp.where(absent, 0.0, gap - offset))
@@ -430,6 +431,7 @@ def kl_backward(axes: Axes, residuals: KLResiduals, cotangent: jax.Array) -> Any
     dtargets, target_by_t = arrays.to_inputs(cotangent * by_target, pair.target, temperature, axes)
     dtemperature = None if by_t is None or target_by_t is None else by_t + target_by_t
     logits, target_logits = residuals.logits, residuals.target_logits
+    dlogits, dtargets = meshes.sum_like(dlogits, logits), meshes.sum_like(dtargets, target_logits)
     return dlogits.astype(logits.dtype), dtargets.astype(target_logits.dtype), None, dtemperature
 
 

@@ -149,7 +149,7 @@ def linear_loss(
         forward alone is one product. "none" computes the blocks again. All modes, as for `linear_statistics`. A row of
         weight 0 is not computed: the gradient by its weight is that of a loss of 0. Weights that are learned and may be
         0 belong outside, on the losses of reduction "none". An objective that closes over what is differentiated or
-        traced inside of `jax.shard_map` has its blocks computed again, too.
+        traced inside of `jax.shard_map`, or over anything on an explicit mesh, has its blocks computed again, too.
 
         Outside of jit keep the objective: one that is made anew for every call is compiled for every call.
 
@@ -365,8 +365,10 @@ def _loss_call(
         checks.fail(ValueError, name, "objective must return one loss per row", objective=objective, losses=shape)
     if not _uses_mean(objective, example, options):
         inputs = without_mean(inputs)
-    apart = reduction == "none"
-    if not apart and not _closes_over_nothing(objective):
+    plain = _closes_over_nothing(objective)
+    # On an explicit mesh, too, the converted program of a closure would fit only the sharding that it was traced with.
+    apart = reduction == "none" or (not plain and meshes.explicit_sharding(inputs.sides[0].features) is not None)
+    if not apart and not plain:
         # Traced on numbers that vary over a mesh as those of the rows do.
         union = frozenset[str]().union(*map(meshes.varying, jax.tree.leaves((inputs, given)))) - {*plan.mesh}
         zeros = jax.tree.map(lambda x: meshes.vary(jnp.zeros(x.shape, x.dtype), union), example)

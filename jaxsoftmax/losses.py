@@ -436,4 +436,5 @@ def _weighted_mean_call(values: Any, weights: Any, *, axis_name: AxisName) -> ja
     weights = checks.numeric("weighted_mean", weights=weights)
     checks.same_shape("weighted_mean", values=values, weights=weights)
     axes = Axes((), checks.mesh_axes("weighted_mean", axis_name, values=values))
+    weights = meshes.split_like(weights, values)
     return _weighted_mean(axes, values, weights.astype(dtype))

@@ -26,7 +26,7 @@ def sharded_linear_loss(
 
     The result is a function  loss(features [N, ..., D], kernel [D, V], labels [N, ...], *, weights, bias, where,
     temperature, logit_cap, ignore_label, num_classes, block_size, precision)  with the options of `linear_loss`. It
-    takes global arrays, best under `jax.jit`, and gives the global mean.
+    takes global arrays and gives the global mean. Call it under `jax.jit`: outside, every call compiles.
 
     Args:
         objective: f, as in `linear_loss`.

@@ -29,16 +29,15 @@ def cut_of(rows: int, classes: int, devices: int, block_size: int | None) -> Cut
     """Blocks of the rows asked for, or so that the float32 logits of one stay near the bytes above, evenly cut.
 
     Where JAX divides the work over the devices of a mesh, a block of neighbouring rows would lie on one of them, and
-    all would compute it. There each device gives an equal share of every block.
+    all would compute it. There each device gives an equal share of every block, one row at least.
     """
     if block_size is None:
         most = devices * BLOCK_BYTES.get(jax.default_backend(), BLOCK_BYTES_ELSEWHERE) // (4 * classes)
         blocks = math.ceil(rows / max(most, 1))
         block_size = math.ceil(rows / max(blocks, 1))
     block = max(1, min(block_size, rows))
-    groups = math.gcd(rows, devices)
-    groups = groups if 1 <= groups <= block else 1
-    return Cut(groups, block // groups)
+    groups = max(math.gcd(rows, devices), 1)
+    return Cut(groups, max(block // groups, 1))
 
 
 def cut(x: jax.Array, by: Cut, zeros: bool = False) -> jax.Array:

@@ -206,7 +206,7 @@ def _add_products(plan: Plan, sums: _Products, side: Side, dlogits: jax.Array) -
         return lax.dynamic_update_slice_in_dim(total, there + part, start, 1)
 
     kernel = sums.kernel
-    if columns >= classes or plan.cut.groups > 1:
+    if columns >= classes or meshes.devices_beside(side.features, side.kernel) > 1:
         kernel = kernel + _product(features, narrow, (0, 0), plan.precision, side.kernel)
     else:
         whole, rest = divmod(classes, columns)

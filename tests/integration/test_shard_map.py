@@ -344,6 +344,19 @@ def test_vmap_with_spmd_axis_name() -> None:
     assert actual.sharding.spec[0] == "data"
 
 
+def test_targets_that_do_not_vary() -> None:
+    """A constant on every device, as the other side of a loss that has gradients by both."""
+    mesh = jax.make_mesh((8,), ("model",), axis_types=(AxisType.Auto,))
+    for function in (jaxsoftmax.soft_cross_entropy, jaxsoftmax.kl_divergence):
+
+        def own(z: Any, function: Any = function) -> jax.Array:
+            return function(z, jnp.full(z.shape, 1 / V), axis_name="model")
+
+        split = jax.shard_map(own, mesh=mesh, in_specs=OF_KERNEL, out_specs=WHOLE)
+        expected = jax.grad(lambda z, function=function: jnp.sum(function(z, jnp.full(z.shape, 1 / V))))(Z)
+        assert_same(jax.jit(jax.grad(lambda z, split=split: jnp.sum(split(z))))(Z), expected)
+
+
 def test_labels_beyond_all_classes() -> None:
     """NaN, in the value and the gradient of that row alone, as on one device."""
     split = OPERATIONS["cross_entropy"]

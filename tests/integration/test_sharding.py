@@ -38,6 +38,9 @@ FUNCTIONS: dict[str, Callable[[Any, Any], jax.Array]] = {
     "soft_cross_entropy": lambda z, y: jaxsoftmax.soft_cross_entropy(z, DISTRIBUTION),
     "logsumexp_of_some": lambda z, y: jaxsoftmax.logsumexp(z, weights=CLASS_WEIGHTS, where=PRESENT),
     "cross_entropy_weighted": lambda z, y: jaxsoftmax.cross_entropy(z, y, class_weights=CLASS_WEIGHTS, where=PRESENT),
+    "times_its_mean": lambda z, y: (
+        jaxsoftmax.cross_entropy(z, y) * jaxsoftmax.weighted_mean(jaxsoftmax.cross_entropy(z, y))
+    ),
     "cross_entropy_smoothed": lambda z, y: jaxsoftmax.cross_entropy(
         z, y, label_smoothing=0.1, z_loss=0.01, logit_cap=20.0
     ),
@@ -118,6 +121,9 @@ BIAS, WEIGHTS = _rng.standard_normal(V).astype(np.float32), _rng.uniform(0.5, 2.
 TOKENS = _rng.integers(0, V - 6, N).astype(np.int32)
 
 HEADS: dict[str, Callable[..., Any]] = {
+    "linear_loss_of_a_closure": lambda h, w, b, gamma=1.5: jaxsoftmax.linear_loss(
+        lambda s: jaxsoftmax.objectives.focal(s, gamma=gamma), h, w, TOKENS, bias=b, block_size=16
+    ),
     "linear_loss": lambda h, w, b: jaxsoftmax.linear_loss(
         jaxsoftmax.objectives.focal, h, w, TOKENS, bias=b, weights=WEIGHTS, ignore_label=3, block_size=16
     ),
