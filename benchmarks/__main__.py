@@ -2,7 +2,7 @@
 
 import argparse
 
-from benchmarks import accuracy, linear, speed
+from benchmarks import accuracy, calibration, linear, speed
 
 
 def main() -> None:
@@ -12,6 +12,7 @@ def main() -> None:
     speed.main(flags)
     linear.main(flags)
     accuracy.main(flags)
+    calibration.main(flags)
 
 
 if __name__ == "__main__":

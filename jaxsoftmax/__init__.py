@@ -1,6 +1,6 @@
 """Softmax, its losses and its relaxations for JAX, exact to the last digit and open to every transformation."""
 
-from jaxsoftmax import objectives
+from jaxsoftmax import calibration, objectives
 from jaxsoftmax._core.rules import forward_mode
 from jaxsoftmax.binary_losses import binary_cross_entropy, sigmoid_focal_loss
 from jaxsoftmax.divergences import entropy, kl_divergence, soft_cross_entropy
@@ -20,6 +20,7 @@ __all__ = [
     "RowStatistics",
     "TopClasses",
     "binary_cross_entropy",
+    "calibration",
     "cross_entropy",
     "entropy",
     "focal_loss",

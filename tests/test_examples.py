@@ -93,6 +93,66 @@ def test_digits(tmp_path: Path) -> None:
 
 
 @needs("matplotlib", "optax", "sklearn", "tqdm")
+def test_calibration(tmp_path: Path) -> None:
+    printed = run("calibration.py", "--out", str(tmp_path))
+    row = re.compile(
+        r"^(uncalibrated|temperature|vector|matrix|dirichlet|label smoothing|focal)\*? +(0\..*)$", re.MULTILINE
+    )
+    for name in ("digits", "breast cancer"):
+        section = printed[printed.index(f"\n{name}: ") :].split("\n\n")[0]
+        table = {method: numbers(cells) for method, cells in row.findall(section)}
+        assert len(table) == 7
+        for accuracy, ece, lower, upper, classwise, nll, _, _, brier in table.values():
+            assert accuracy > 0.5
+            assert 0 < lower < upper < 1
+            assert min(ece, classwise) > 0
+            assert max(ece, classwise) < 0.5
+            assert 0 < brier < 2 * nll
+        raw, scaled = table["uncalibrated"], table["temperature"]
+        assert scaled[1] <= raw[1] / 2
+        assert all(table[method][5] < raw[5] for method in table if method != "uncalibrated")
+        # The calibrators with more numbers do not pay for them on rows that they were not fit to.
+        assert max(table[method][5] for method in ("vector", "matrix", "dirichlet")) < scaled[5] + 0.01
+        before, after, ratio = numbers(re.search(r"^  ECE (.*): at most half$", section, re.MULTILINE)[1])
+        assert (before, after) == (raw[1], scaled[1])
+        assert ratio == pytest.approx(after / before, abs=1e-3)
+        before, after = re.search(
+            r"^  accuracy (\S+) before and (\S+) after: unchanged", section, re.MULTILINE
+        ).groups()
+        assert before == after
+        assert float(before) == pytest.approx(raw[0], abs=1e-4)
+        assert raw[0] == scaled[0]
+
+    record = json.loads((tmp_path / "calibration.json").read_text())
+    for name, figures in record["data sets"].items():
+        accuracies = [figures["measures"][method]["accuracy"]["estimate"] for method in ("uncalibrated", "temperature")]
+        assert accuracies[0] == accuracies[1], name
+    # Over random splits of 1197 rows into 300 and 897, the mean coverage is 0.75 to 0.75 + 1 / 301; the band beside it
+    # is four standard errors of a mean over 50 splits.
+    error = (0.75 * 0.25 * (1 / 300 + 1 / 897) / 50) ** 0.5
+    sets = {method: numbers(cells) for method, cells in re.findall(r"^(LAC|APS|RAPS) +(.*)$", printed, re.MULTILINE)}
+    assert set(sets) == set(record["conformal"]) == {"LAC", "APS", "RAPS"}
+    for coverage, _, _, size, single, empty in sets.values():
+        assert 0.75 - 4 * error < coverage < 0.75 + 1 / 301 + 4 * error
+        assert 1 < size < 10
+        assert 0 <= single + empty <= 1
+    assert sets["LAC"][3] < sets["APS"][3]  # the smallest sets, which is what LAC is for
+
+    policies = record["triage"]
+    assert len(policies) == 6
+    for policy in policies.values():
+        assert policy["interval"][0] <= policy["cost"] <= policy["interval"][1]
+        assert policy["home"] + policy["operated"] + policy["asked"] == pytest.approx(1)
+    (calibrated,) = (policy for name, policy in policies.items() if re.fullmatch(r"(?!uncalibrated).*, or ask", name))
+    raw = policies["uncalibrated, or ask"]
+    assert calibrated["cost"] < 4 < raw["cost"]  # 4 is the price of asking about everybody
+    assert abs(calibrated["expected"] - calibrated["cost"]) < abs(raw["expected"] - raw["cost"])
+
+    for name in ("reliability", "risk", "triage"):
+        assert_picture(tmp_path / f"calibration_{name}.png")
+
+
+@needs("matplotlib", "optax", "sklearn", "tqdm")
 def test_gumbel_vae(tmp_path: Path) -> None:
     printed = run("gumbel_vae.py", "--out", str(tmp_path))
     rows = re.findall(r"^ +(?:\d+|test images) .*$", printed, re.MULTILINE)

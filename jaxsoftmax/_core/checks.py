@@ -14,6 +14,7 @@ from jaxsoftmax._core import arrays, meshes
 from jaxsoftmax._core.meshes import Axes, AxisName
 
 __all__ = [
+    "boolean",
     "choice",
     "class_axes",
     "class_axis",
@@ -24,6 +25,7 @@ __all__ = [
     "flag",
     "floating",
     "head",
+    "integers",
     "labels",
     "mask",
     "mesh_axes",
@@ -37,6 +39,7 @@ __all__ = [
     "same_on_devices",
     "same_shape",
     "scalar",
+    "signed",
     "static_axis",
     "whole",
 ]
@@ -98,6 +101,24 @@ def floating(function: str, **array: ArrayLike) -> jax.Array:
     if not jnp.issubdtype(converted.dtype, jnp.floating):
         fail(TypeError, function, f"{name} must have a floating dtype", **{name: converted})
     return converted
+
+
+def boolean(function: str, **array: ArrayLike) -> jax.Array:
+    """The one array, of booleans."""
+    ((name, value),) = array.items()
+    converted = _array(function, name, value)
+    if converted.dtype != jnp.bool_:
+        fail(TypeError, function, f"{name} must be boolean", **{name: converted})
+    return converted
+
+
+def integers(function: str, **array: ArrayLike) -> jax.Array:
+    """The one array, of integers, signed."""
+    ((name, value),) = array.items()
+    converted = _array(function, name, value)
+    if not jnp.issubdtype(converted.dtype, jnp.integer):
+        fail(TypeError, function, f"{name} must be integers", **{name: converted})
+    return signed(converted)
 
 
 def _array(function: str, name: str, value: Any) -> jax.Array:
@@ -223,20 +244,20 @@ def per_row(function: str, name: str, value: ArrayLike | None, logits: jax.Array
     return meshes.split_like(converted, logits)
 
 
-def labels(function: str, labels: ArrayLike, logits: jax.Array, axes: Axes) -> jax.Array:
-    """Integer labels, one per row, with the class axis back at size 1."""
+def labels(function: str, labels: ArrayLike, logits: jax.Array, axes: Axes, owner: str = "logits") -> jax.Array:
+    """Integer labels, one per row of the logits (or another owner), with the class axis back at size 1."""
     converted = _array(function, "labels", labels)
     if not jnp.issubdtype(converted.dtype, jnp.integer):
         fail(TypeError, function, "labels must be integers", labels=converted)
     batch = tuple(size for a, size in enumerate(logits.shape) if a != axes.one)
     if converted.shape != batch:
-        rule = "labels must have the shape of logits without the class axis"
-        fail(ValueError, function, rule, labels=converted, logits=logits, axis=axes.one)
+        rule = f"labels must have the shape of {owner} without the class axis"
+        fail(ValueError, function, rule, labels=converted, **{owner: logits}, axis=axes.one)
     same_on_devices(function, axes.mesh, labels=converted)
-    return jnp.expand_dims(_signed(converted), axes.one)
+    return jnp.expand_dims(signed(converted), axes.one)
 
 
-def _signed(labels: jax.Array) -> jax.Array:
+def signed(labels: jax.Array) -> jax.Array:
     """As int32 or int64; what does not fit stays out of the range of any label."""
     if labels.dtype in (jnp.uint32, jnp.uint64):
         labels = jnp.minimum(labels, jnp.asarray(2**31 - 1, labels.dtype))
@@ -299,7 +320,7 @@ def row_labels(function: str, labels: ArrayLike, features: jax.Array) -> jax.Arr
     if converted.shape != features.shape[:-1]:
         rule = "labels must have the shape of features without the last axis"
         fail(ValueError, function, rule, labels=converted, features=features)
-    return _as_rows(_signed(converted), features)
+    return _as_rows(signed(converted), features)
 
 
 def row_numbers(

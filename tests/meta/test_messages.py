@@ -82,7 +82,7 @@ LINEAR = (*LINEAR_PLAIN, "linear_kl_divergence")
 LINEAR_TEMPERED = ("linear_statistics", *LINEAR_LOSSES, "linear_log_probs", "linear_entropy", "linear_kl_divergence")
 REDUCED = (*LINEAR_LOSSES, "linear_kl_divergence")
 OVER_A_MESH = (*NORMALIZERS, *LABELLED, *PAIRED, "entropy", *LINEAR, "weighted_mean")
-NO_FUNCTIONS = ("RowStatistics", "TopClasses", "forward_mode", "objectives")
+NO_FUNCTIONS = ("RowStatistics", "TopClasses", "calibration", "forward_mode", "objectives")
 # Functions that make functions: test_sharding.py.
 MAKERS = ("sharded_linear_loss", "sharded_linear_statistics")
 

@@ -10,20 +10,28 @@ from typing import Any
 import pytest
 
 import jaxsoftmax
-from jaxsoftmax import objectives
+from jaxsoftmax import calibration, objectives
 
-FUNCTIONS: dict[str, Callable[..., Any]] = {
+# What offers public names, and the path by which they are reached from the front door.
+OFFERING = ((jaxsoftmax, ""), (objectives, "objectives."), (calibration, "calibration."))
+PUBLIC: dict[str, Any] = {
     prefix + name: getattr(module, name)
-    for module, prefix in ((jaxsoftmax, ""), (objectives, "objectives."))
+    for module, prefix in OFFERING
     for name in module.__all__
-    if inspect.isfunction(getattr(module, name))
+    if not inspect.ismodule(getattr(module, name))
 }
+FUNCTIONS: dict[str, Callable[..., Any]] = {n: v for n, v in PUBLIC.items() if inspect.isfunction(v)}
+TUPLES: dict[str, Any] = {n: v for n, v in PUBLIC.items() if inspect.isclass(v)}
+# Modules of the calibration package that serve its other files.
+INNER = {"inputs", "rows"}
 ARRAY_FUNCTIONS = [name for name in FUNCTIONS if name != "forward_mode"]
 NOTHING_TO_RAISE = {"forward_mode", "objectives.z_loss", "objectives.additive_margin"}
 
 # What comes by position, in this order; all else by keyword.
 POSITIONAL = (
     "key",
+    "statistic",
+    "arrays",
     "objective",
     "mesh",
     "features",
@@ -36,8 +44,16 @@ POSITIONAL = (
     "statistics",
     "hard",
     "soft",
+    "costs",
+    "acts",
+    "threshold",
+    "sets",
+    "scores",
+    "uncertainty",
+    "losses",
     "logits",
     "labels",
+    "calibrator",
     "targets",
     "target_logits",
     "values",
@@ -59,8 +75,8 @@ DEFAULTS: dict[str, tuple[Any, ...]] = {
     "label_smoothing": (0.0,),
     "smoothing": ("uniform",),
     "z_loss": (0.0,),
-    "gamma": (2.0,),
-    "alpha": (None,),
+    "gamma": (2.0, 0.1),
+    "alpha": (None, 0.1),
     "epsilon": (1.0,),
     "margin": (1.0, 0.35, 0.5),
     "scale": (64.0,),
@@ -72,13 +88,38 @@ DEFAULTS: dict[str, tuple[Any, ...]] = {
     "bias": (None,),
     "student_bias": (None,),
     "teacher_bias": (None,),
-    "k": (1,),
     "num_classes": (None,),
     "block_size": (None,),
     "precision": (None,),
     "axis_name": (None,),
     "rows": ("data",),
     "classes": ("model",),
+    "k": (1, None),
+    "logits": (None,),
+    "probs": (None,),
+    "bins": (15,),
+    "binning": ("width",),
+    "norm": (1,),
+    "classwise": (False,),
+    "debias": (False,),
+    "resamples": (1000,),
+    "level": (0.95,),
+    "batch_size": (None,),
+    "bandwidth": (None,),
+    "points": (201,),
+    "method": ("lac",),
+    "key": (None,),
+    "penalty": (0.01,),
+    "k_reg": (5,),
+    "nonempty": (False,),
+    "reject_cost": (None,),
+    "thresholds": (None,),
+    "ax": (None,),
+    "label": (None,),
+    "diagonal_penalty": (2.0,),
+    "off_diagonal_penalty": (2.0,),
+    "intercept_penalty": (2.0,),
+    "folds": (5,),
 }
 
 SECTION = re.compile(r"^(Args|Returns|Yields|Raises|Numerics|Gradient|Example|References|Attributes):$", re.MULTILINE)
@@ -96,28 +137,35 @@ def entries(section: str) -> list[str]:
     return re.findall(r"^    (\w+):", section, re.MULTILINE)
 
 
+def in_order(name: str) -> tuple[bool, str]:
+    """Constants, then classes, then functions."""
+    return not name.isupper(), name
+
+
 def test_all_is_sorted_and_complete() -> None:
-    """The front door lists what the modules list, each name once, sorted, and all of it exists."""
-    gathered = {"forward_mode", "objectives"}
-    for info in pkgutil.iter_modules(jaxsoftmax.__path__):
-        module = importlib.import_module(f"jaxsoftmax.{info.name}")
-        if info.name.startswith("_"):
-            continue
-        assert list(module.__all__) == sorted(set(module.__all__)), info.name
-        assert all(hasattr(module, name) for name in module.__all__)
-        if module is not objectives:
-            gathered |= set(module.__all__)
-    assert list(jaxsoftmax.__all__) == sorted(set(jaxsoftmax.__all__))
-    assert set(jaxsoftmax.__all__) == gathered
-    assert all(hasattr(jaxsoftmax, name) for name in jaxsoftmax.__all__)
+    """Each front door lists what its modules list, each name once, sorted, and all of it exists."""
+    doors = ((jaxsoftmax, {"forward_mode", "objectives", "calibration"}), (calibration, set()))
+    for door, gathered in doors:
+        for info in pkgutil.iter_modules(door.__path__):
+            module = importlib.import_module(f"{door.__name__}.{info.name}")
+            if info.name.startswith("_"):
+                continue
+            assert list(module.__all__) == sorted(set(module.__all__), key=in_order), info.name
+            assert all(hasattr(module, name) for name in module.__all__)
+            if module not in (objectives, calibration) and info.name not in INNER:
+                gathered |= set(module.__all__)
+        assert list(door.__all__) == sorted(set(door.__all__))
+        assert set(door.__all__) == gathered
+        assert all(hasattr(door, name) for name in door.__all__)
 
 
 def test_one_public_path_per_name() -> None:
     """Nothing is offered twice, and what is not offered starts with an underscore or is a module."""
-    offered = [getattr(m, n) for m in (jaxsoftmax, objectives) for n in m.__all__]
+    offered = [getattr(m, n) for m, _ in OFFERING for n in m.__all__]
     assert len({id(item) for item in offered}) == len(offered)
-    stray = {n for n, v in vars(jaxsoftmax).items() if not n.startswith("_") and not inspect.ismodule(v)}
-    assert stray <= set(jaxsoftmax.__all__)
+    for door in (jaxsoftmax, calibration):
+        stray = {n for n, v in vars(door).items() if not n.startswith("_") and not inspect.ismodule(v)}
+        assert stray <= set(door.__all__)
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
@@ -147,7 +195,7 @@ def test_temperature_is_off_or_one() -> None:
         for name, function in FUNCTIONS.items()
         if (parameter := inspect.signature(function).parameters.get("temperature")) and parameter.default == 1.0
     }
-    assert ones == {"smooth_max", "gumbel_softmax"}
+    assert ones == {"smooth_max", "gumbel_softmax", "calibration.energy_score"}
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
@@ -166,7 +214,8 @@ def test_docstring_of_array_functions(name: str) -> None:
     """Args names exactly the parameters, Returns a shape, and the derivative is documented."""
     found = sections(FUNCTIONS[name])
     assert entries(found["Args"]) == list(inspect.signature(FUNCTIONS[name]).parameters)
-    assert re.match(r"\s+(\[.*\]|A scalar|A function|RowStatistics|TopClasses)", found["Returns"])
+    tuples = "|".join(kind.__name__ for kind in TUPLES.values())
+    assert re.match(rf"\s+(\[.*\]|A scalar|A function|Axes|Figure|{tuples})", found["Returns"])
     assert "Gradient" in found
 
 
@@ -180,9 +229,11 @@ def test_docstring_is_evenly_indented(name: str) -> None:
         assert {len(line) - len(line.lstrip()) for line in lines} == {4}, title
 
 
-def test_docstring_of_the_tuples() -> None:
+@pytest.mark.parametrize("name", TUPLES)
+def test_docstring_of_the_tuples(name: str) -> None:
     """Attributes names exactly the fields, and every property says what it is."""
-    for kind in (jaxsoftmax.RowStatistics, jaxsoftmax.TopClasses):
-        assert entries(sections(kind)["Attributes"]) == list(kind._fields)
-    properties = {n: v for n, v in vars(jaxsoftmax.RowStatistics).items() if isinstance(v, property)}
-    assert properties and all(inspect.getdoc(p) for p in properties.values())
+    kind = TUPLES[name]
+    assert entries(sections(kind)["Attributes"]) == list(kind._fields)
+    properties = [v for v in vars(kind).values() if isinstance(v, property)]
+    assert all(inspect.getdoc(p) for p in properties)
+    assert properties or kind is not jaxsoftmax.RowStatistics
