@@ -122,7 +122,8 @@ def fit_vector_scaling(
         so that T would be 0. s is the root mean square of x: D is in nats, and the penalties mean the same at any scale
         of the logits. Beside many rows they vanish. With penalties of 0, separable data has no minimum, and the search
         may end unconverged. A number that is added to all logits of a row changes nothing. An absent class stays
-        absent, and a row whose labelled class is absent costs +inf and takes no part in the search.
+        absent, and a row whose labelled class is absent costs +inf and takes no part in the search. Absent means -inf
+        or `where`: a large negative number in its place would set the mean of its row and s.
 
     Gradient:
         None: the result is a constant to differentiation.

@@ -41,7 +41,7 @@ def centred(logits: jax.Array) -> jax.Array:
     absent = jnp.isneginf(logits)
     largest = arrays.row_max(logits, Axes((logits.ndim - 1,)))
     # less the largest one first, or a common offset would cost the mean its digits
-    d = jnp.where(absent, 0.0, logits.astype(largest.dtype) - largest)
+    d = _bounded(jnp.where(absent, 0.0, logits.astype(largest.dtype) - largest))
     classes = jnp.sum(~absent, axis=-1, keepdims=True).astype(d.dtype)
     mean = jnp.sum(d, axis=-1, keepdims=True) / jnp.maximum(classes, 1.0)
     return jnp.where(absent, 0.0, d - mean)
@@ -50,7 +50,13 @@ def centred(logits: jax.Array) -> jax.Array:
 def normalized(logits: jax.Array) -> jax.Array:
     """log softmax(z), 0 for absent classes, float32 or wider."""
     wide = logits.astype(arrays.compute_dtype(logits.dtype))
-    return jnp.where(jnp.isneginf(wide), 0.0, log_softmax(wide))
+    return _bounded(jnp.where(jnp.isneginf(wide), 0.0, log_softmax(wide)))
+
+
+def _bounded(features: jax.Array) -> jax.Array:
+    """Held so far from overflow that sums and products of them are no NaN: for -inf written as a finite number."""
+    limit = float(jnp.finfo(features.dtype).max) * 2.0**-30
+    return jnp.clip(features, -limit, limit)
 
 
 def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -114,9 +120,10 @@ def _solve(
     absent = jnp.isneginf(logits)
     lost = jnp.isneginf(arrays.own_pick(logits, rows.labels[:, None], Axes((1,))))[:, 0]
     weights = jnp.where(lost, 0.0, rows.weights)
-    size = _root_mean_square(features, jnp.where(absent, 0.0, weights[:, None]))
     temperature = jnp.where(separable(logits, rows.labels, weights), 1.0, scaling.temperature)
-    x, unit = features / temperature, jnp.where(size == 0, 1.0, size / temperature)
+    x = _bounded(features / temperature)
+    size = _root_mean_square(x, jnp.where(absent, 0.0, weights[:, None]))
+    unit = jnp.where(size == 0, 1.0, size)
     scaled = x / unit
     total = jnp.sum(weights)
     strength = features.shape[1] / jnp.where(total == 0, 1.0, total)

@@ -165,6 +165,7 @@ def made_by(function: str, calibrator: Any, kind: type, maker: str) -> None:
 
 _ITERATIONS = 64
 _ROUNDING = 16.0
+_LEAST_LOSS = 1e-20
 _LEAST_GAPS = 1e-2
 _MOST_SPREADS = 1e4
 
@@ -216,7 +217,8 @@ def _solve(rows: _Rows) -> tuple[jax.Array, jax.Array, jax.Array]:
     def safe(x: jax.Array) -> jax.Array:
         return jnp.where(searched, x, 1.0)
 
-    low = safe(4.0 * (ends.mean - of_labels) / ends.square)
+    # not so low that b d_y is next to nothing: there lies at most a root that -inf, written as a number, has made
+    low = safe(jnp.maximum(4.0 * (ends.mean - of_labels) / ends.square, _LEAST_LOSS / of_labels))
     high = safe((fixed.logits.shape[1] - 1) / (math.e * of_labels))
     inverse, step = _search(fixed, ends.unit, safe(of_labels), searched, low, high, safe(start))
     at_bound = cold | hot
@@ -240,7 +242,8 @@ def _at_zero(rows: _Rows) -> _AtZero:
     sizes = jnp.where(absent, 0.0, rows.logits.astype(rows.largest.dtype))
     high, low = _row_reductions((sizes, 0.0, jnp.maximum), (sizes, 0.0, jnp.minimum))
     size = jnp.max(jnp.where(counted, jnp.maximum(high, -low), 0.0))
-    unit = jnp.where(size == 0, 1.0, size)
+    # Held below the lowest finite number, which often stands for -inf: in units of it the other gaps would vanish.
+    unit = jnp.where(size == 0, 1.0, jnp.minimum(size, float(jnp.finfo(size.dtype).max) * 2.0**-30))
     gap = jnp.where(absent, 0.0, -arrays.centred(rows.logits, rows.largest, None) / unit)
     classes, first, second, widest, nearest = _row_reductions(
         (jnp.where(absent, 0.0, 1.0).astype(gap.dtype), 0.0, jnp.add),

@@ -191,6 +191,18 @@ def test_absent_classes(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_masks_by_large_numbers(kind):
+    """They are no absent classes, and may spoil the fit; but nothing is NaN, and no class comes back."""
+    logits, labels = confused(11)
+    logits[:, 3], labels = np.finfo(np.float32).min, labels % 3
+    fit = solve(kind, logits, labels)
+    assert not np.any(np.isnan([*np.ravel(kernel_of(fit)), *fit.bias, fit.nll_before, fit.nll_after]))
+    calibrated = KINDS[kind][1](logits, fit)
+    assert not np.any(np.isnan(calibrated))
+    np.testing.assert_array_equal(jax.nn.softmax(calibrated)[:, 3], np.zeros(ROWS))
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_separable_labels(kind):
     """A temperature would go to 0; this starts from 1 and ends at a finite minimum."""
     logits, _ = confused(8)

@@ -197,6 +197,18 @@ def test_absent_classes():
     assert by_class.converged and not by_class.at_bound
 
 
+@pytest.mark.parametrize("number", [-1e9, -1e30, -1e37, np.finfo(np.float32).min])
+def test_masks_by_large_numbers(number):
+    """The lowest finite number too, which is how many frameworks mask, acts as -inf does."""
+    logits, labels = overconfident(300, 10)
+    labels %= 5
+    absent = np.where(np.arange(10) < 5, logits, -np.inf).astype(np.float32)
+    fit = FIT(np.where(np.isneginf(absent), np.float32(number), absent), labels)
+    assert abs(fit.temperature / oracle.temperature(absent, labels).value - 1) <= 1e-5
+    assert fit.converged and not fit.at_bound
+    np.testing.assert_allclose(fit.nll_after, FIT(absent, labels).nll_after, rtol=1e-5)
+
+
 @pytest.mark.parametrize("offset", [1e4, -1e6])
 def test_offsets(offset):
     """Numbers added to whole rows do not matter, as long as the logits are exact."""
