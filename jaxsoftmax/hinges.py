@@ -109,7 +109,7 @@ def _hinge_slopes(options: _HingeOptions, violations: jax.Array) -> jax.Array:
     """u_j."""
     if options.variant == "crammer_singer":
         largest = jnp.max(lax.stop_gradient(violations), axis=options.axes.one, keepdims=True)
-        best = violations == (lax.pmax(largest, options.mesh) if options.mesh else largest)
+        best = violations == meshes.largest_of(largest, options.axes)
         number = arrays.row_sum(best.astype(violations.dtype), options.axes)
         return jnp.where(best & (violations > 0), 1.0 / number, 0.0)
     return (violations > 0).astype(violations.dtype)

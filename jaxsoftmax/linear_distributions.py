@@ -231,21 +231,20 @@ class _EntropyNumbers(NamedTuple):
     others: jax.Array
 
 
-Options = DivergenceOptions
-
-
-def _entropy_residuals(options: Options, logits: Any, rows: Any, numbers: _EntropyNumbers) -> DivergenceResiduals:
+def _entropy_residuals(
+    options: DivergenceOptions, logits: Any, rows: Any, numbers: _EntropyNumbers
+) -> DivergenceResiduals:
     values = capped(logits[0], None, options.logit_cap)
     return DivergenceResiduals(values, None, None, column(rows[0]), *map(column, numbers))
 
 
-def _entropy_rows_forward(options: Options, logits: Any, rows: Any) -> Any:
+def _entropy_rows_forward(options: DivergenceOptions, logits: Any, rows: Any) -> Any:
     values = capped(logits[0], None, options.logit_cap)
     out, kept = entropy_forward(options.axes, values, None, column(rows[0]))
     return out[:, 0], _EntropyNumbers(kept.shift[:, 0], kept.others[:, 0])
 
 
-def _entropy_rows_backward(options: Options, logits: Any, rows: Any, numbers: Any, cotangent: Any) -> Any:
+def _entropy_rows_backward(options: DivergenceOptions, logits: Any, rows: Any, numbers: Any, cotangent: Any) -> Any:
     residuals = _entropy_residuals(options, logits, rows, numbers)
     dlogits, _, dtemperature = entropy_backward(options.axes, residuals, cotangent[:, None])
     if options.logit_cap is not None:
@@ -253,7 +252,9 @@ def _entropy_rows_backward(options: Options, logits: Any, rows: Any, numbers: An
     return (dlogits,), (None if dtemperature is None else dtemperature[:, 0],)
 
 
-def _entropy_rows_tangent(options: Options, logits: Any, rows: Any, numbers: Any, along: Any, trows: Any) -> Any:
+def _entropy_rows_tangent(
+    options: DivergenceOptions, logits: Any, rows: Any, numbers: Any, along: Any, trows: Any
+) -> Any:
     residuals = _entropy_residuals(options, logits, rows, numbers)
     tangent = along[0] if options.logit_cap is None else along[0] * cap_slope(logits[0], None, options.logit_cap)
     return entropy_tangent(options.axes, residuals, (tangent, None, column(trows[0])))[:, 0]

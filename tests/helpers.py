@@ -6,6 +6,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
+
+from benchmarks import programs
 
 SCALES = (0.1, 1.0, 5.0, 30.0)
 GAPS = (17.0, 40.0, 80.0)
@@ -100,6 +103,28 @@ def value_and_gradients(
     return compiled(function)(cotangent, arguments, constants)
 
 
+def call(function: Callable[..., Any], options: dict[str, Any], *, jit: bool) -> Any:
+    """The function of its arguments by name; under jit with every array traced."""
+    if not jit:
+        return function(**options)
+    traced = {k: v for k, v in options.items() if isinstance(v, np.ndarray | np.generic)}
+    fixed = {k: v for k, v in options.items() if k not in traced}
+    return jax.jit(lambda some: function(**some, **fixed))(traced)
+
+
+def assert_refused(
+    function: Callable[..., Any], name: str, options: dict[str, Any], kind: type[Exception], rule: str
+) -> None:
+    """An error in the name of the function, eagerly and under jit alike."""
+    with pytest.raises(kind) as eager:
+        call(function, options, jit=False)
+    assert str(eager.value).startswith(f"jaxsoftmax.{name}: ")
+    assert rule in str(eager.value)
+    with pytest.raises(kind) as traced:
+        call(function, options, jit=True)
+    assert str(traced.value) == str(eager.value)
+
+
 def assert_contract(
     actual: Any, exact: Any, dtype: Any, magnitude: Any = None, *, gain: float = 1.0, name: str = ""
 ) -> None:
@@ -142,3 +167,18 @@ def assert_contract(
 def _log(size: np.ndarray) -> np.ndarray:
     """|log size|, and 0 for 0."""
     return np.abs(np.log(np.where(size > 0, size, 1.0)))
+
+
+def assert_same(actual: Any, expected: Any) -> None:
+    """To float32 rounding, relative to the largest number of each array."""
+    for a, e in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        assert np.all(np.isfinite(e))
+        np.testing.assert_allclose(a, e, rtol=2e-5, atol=2e-6 * float(np.max(np.abs(e))))
+
+
+def message_bytes(text: str) -> dict[str, int]:
+    """The bytes of each kind of collective in a compiled program for eight devices."""
+    found: dict[str, int] = {}
+    for one in programs.collectives(text, 8):
+        found[one.kind] = found.get(one.kind, 0) + one.bytes * one.count
+    return found

@@ -12,8 +12,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import jaxsoftmax
 from jaxsoftmax import objectives
-from tests.helpers import SCALES
-from tests.integration.test_shard_map import assert_same, message_bytes
+from tests.helpers import SCALES, assert_same, message_bytes
 
 N, V, D = 48, 64, 8
 PADDED = 61  # classes, where the last columns of the kernel are padding

@@ -88,8 +88,7 @@ def row_max(logits: jax.Array, axes: Axes, *, widened: bool = False) -> jax.Arra
     lowest, wide = float(jnp.finfo(logits.dtype).min), compute_dtype(logits.dtype)
     logits = lax.stop_gradient(logits)
     logits = logits.astype(wide) if widened else logits
-    largest = jnp.max(logits, axis=axes.dims, keepdims=True, initial=lowest).astype(wide)
-    return lax.pmax(largest, axes.mesh) if axes.mesh else largest
+    return meshes.largest_of(jnp.max(logits, axis=axes.dims, keepdims=True, initial=lowest).astype(wide), axes)
 
 
 def divided(x: jax.Array, temperature: jax.Array | None) -> jax.Array:

@@ -21,6 +21,7 @@ __all__ = [
     "class_vector",
     "class_weights",
     "classes_present",
+    "exactly_one",
     "fail",
     "flag",
     "floating",
@@ -49,6 +50,14 @@ def fail(kind: type[Exception], function: str, rule: str, **values: Any) -> NoRe
     """Raises  jaxsoftmax.<function>: <rule>; got <name>=<value>, ..."""
     got = ", ".join(f"{name}={_show(value)}" for name, value in values.items())
     raise kind(f"jaxsoftmax.{function}: {rule}; got {got}")
+
+
+def exactly_one(function: str, **given: Any) -> tuple[str, Any]:
+    """The name and the value of the one argument that is not None."""
+    present = [(name, value) for name, value in given.items() if value is not None]
+    if len(present) != 1:
+        fail(TypeError, function, f"exactly one of {' and '.join(given)} must be given", **given)
+    return present[0]
 
 
 def _show(value: Any) -> str:
@@ -115,10 +124,15 @@ def boolean(function: str, **array: ArrayLike) -> jax.Array:
 def integers(function: str, **array: ArrayLike) -> jax.Array:
     """The one array, of integers, signed."""
     ((name, value),) = array.items()
+    return signed(_whole_numbers(function, name, value))
+
+
+def _whole_numbers(function: str, name: str, value: ArrayLike) -> jax.Array:
+    """An array of integers, of the dtype that it has."""
     converted = _array(function, name, value)
     if not jnp.issubdtype(converted.dtype, jnp.integer):
         fail(TypeError, function, f"{name} must be integers", **{name: converted})
-    return signed(converted)
+    return converted
 
 
 def _array(function: str, name: str, value: Any) -> jax.Array:
@@ -170,10 +184,7 @@ def mask(
     """A boolean mask of the rank of the logits (or another owner), or None; [V] stands for every row."""
     if where is None:
         return None
-    converted = _array(function, "where", where)
-    if converted.dtype != jnp.bool_:
-        fail(TypeError, function, "where must be boolean", where=converted)
-    return _of_classes(function, "where", converted, logits, axes, owner)
+    return _of_classes(function, "where", boolean(function, where=where), logits, axes, owner)
 
 
 def class_weights(function: str, name: str, weights: ArrayLike, logits: jax.Array, axes: Axes) -> jax.Array:
@@ -246,9 +257,7 @@ def per_row(function: str, name: str, value: ArrayLike | None, logits: jax.Array
 
 def labels(function: str, labels: ArrayLike, logits: jax.Array, axes: Axes, owner: str = "logits") -> jax.Array:
     """Integer labels, one per row of the logits (or another owner), with the class axis back at size 1."""
-    converted = _array(function, "labels", labels)
-    if not jnp.issubdtype(converted.dtype, jnp.integer):
-        fail(TypeError, function, "labels must be integers", labels=converted)
+    converted = _whole_numbers(function, "labels", labels)
     batch = tuple(size for a, size in enumerate(logits.shape) if a != axes.one)
     if converted.shape != batch:
         rule = f"labels must have the shape of {owner} without the class axis"
@@ -304,9 +313,7 @@ def classes_present(
             return real if own is None else own & real
     if where is None:
         return None
-    converted = _array(function, "where", where)
-    if converted.dtype != jnp.bool_:
-        fail(TypeError, function, "where must be boolean", where=converted)
+    converted = boolean(function, where=where)
     if converted.shape != kernel.shape[1:]:
         fail(ValueError, function, "where must have shape [V]", where=converted, kernel=kernel)
     return converted
@@ -314,9 +321,7 @@ def classes_present(
 
 def row_labels(function: str, labels: ArrayLike, features: jax.Array) -> jax.Array:
     """Integer labels, one per row of features."""
-    converted = _array(function, "labels", labels)
-    if not jnp.issubdtype(converted.dtype, jnp.integer):
-        fail(TypeError, function, "labels must be integers", labels=converted)
+    converted = _whole_numbers(function, "labels", labels)
     if converted.shape != features.shape[:-1]:
         rule = "labels must have the shape of features without the last axis"
         fail(ValueError, function, rule, labels=converted, features=features)
@@ -354,7 +359,7 @@ def same_dtype(function: str, **values: jax.Array) -> None:
         fail(TypeError, function, f"{' and '.join(values)} must have the same dtype", **values)
 
 
-def mesh_axes(function: str, axis_name: str | tuple[str, ...] | None, **split: jax.Array) -> tuple[str, ...]:
+def mesh_axes(function: str, axis_name: AxisName, **split: jax.Array) -> tuple[str, ...]:
     """The mesh axes over which the classes of the one array are split, inside of `jax.shard_map`; none for None."""
     names = meshes.names_of(axis_name)
     if not names:

@@ -16,6 +16,7 @@ __all__ = [
     "AxisName",
     "devices_beside",
     "explicit_sharding",
+    "largest_of",
     "names_of",
     "packed_sum",
     "split_like",
@@ -58,6 +59,11 @@ class Axes(NamedTuple):
 def names_of(axis_name: AxisName) -> tuple[str, ...]:
     """The mesh axes that an option names."""
     return () if axis_name is None else axis_name if isinstance(axis_name, tuple) else (axis_name,)
+
+
+def largest_of(x: jax.Array, axes: Axes) -> jax.Array:
+    """The maximum over the devices that share a row, of a constant to differentiation: JAX has no derivative of it."""
+    return lax.pmax(x, axes.mesh) if axes.mesh else x
 
 
 def total_of(x: jax.Array, axes: Axes) -> jax.Array:

@@ -183,12 +183,8 @@ def rows_of(
         TypeError: Neither or both of logits and probs are given, or a dtype is wrong.
         ValueError: A shape does not fit, or a value that can be seen is out of range.
     """
-    if (logits is None) == (probs is None):
-        given = {"logits": logits, "probs": probs}
-        checks.fail(TypeError, function, "exactly one of logits and probs must be given", **given)
-    owner, scores = ("logits", logits) if probs is None else ("probs", probs)
-    assert scores is not None
-    scores = checks.floating(function, **{owner: scores})
+    owner, given = checks.exactly_one(function, logits=logits, probs=probs)
+    scores = checks.floating(function, **{owner: given})
     axis = checks.class_axis(function, -1, None, **{owner: scores})
     classes = scores.shape[axis.one]
     columns = checks.labels(function, labels, scores, axis, owner)

@@ -129,9 +129,7 @@ def reliability_comparison(
     """
     name = "calibration.reliability_comparison"
     _check_level(name, level)
-    if (logits is None) == (probs is None):
-        checks.fail(TypeError, name, "exactly one of logits and probs must be given", logits=logits, probs=probs)
-    owner, named = ("logits", logits) if probs is None else ("probs", probs)
+    owner, named = checks.exactly_one(name, logits=logits, probs=probs)
     if not isinstance(named, Mapping):
         checks.fail(TypeError, name, f"{owner} must be a mapping from names to arrays", **{owner: named})
     if not named:

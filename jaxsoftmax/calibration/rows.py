@@ -45,9 +45,7 @@ def distributions(function: str, logits: Any, probs: Any, where: Any = None, wei
         TypeError: Neither or both of logits and probs are given, or a dtype is wrong.
         ValueError: A shape does not fit, or probabilities that can be seen are none.
     """
-    if (logits is None) == (probs is None):
-        checks.fail(TypeError, function, "exactly one of logits and probs must be given", logits=logits, probs=probs)
-    owner, given = ("logits", logits) if probs is None else ("probs", probs)
+    owner, given = checks.exactly_one(function, logits=logits, probs=probs)
     values = checks.floating(function, **{owner: given})
     axis = checks.class_axis(function, -1, None, **{owner: values})
     mask = checks.mask(function, where, values, axis, owner)

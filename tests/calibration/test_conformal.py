@@ -12,7 +12,7 @@ import scipy.stats
 import jaxsoftmax
 from jaxsoftmax import calibration
 from jaxsoftmax.calibration.conformal import _rank
-from tests.helpers import assert_contract, masks, planted
+from tests.helpers import assert_contract, assert_refused, call, masks, planted
 
 RNG = np.random.default_rng(0)
 LOGITS = (2.0 * RNG.standard_normal((60, 7))).astype(np.float32)
@@ -370,28 +370,13 @@ SEEN = [
 ]
 
 
-def call(name, arguments, *, jit):
-    function, good = FUNCTIONS[name]
-    options = good | arguments
-    if not jit:
-        return function(**options)
-    traced = {k: v for k, v in options.items() if isinstance(v, np.ndarray | np.generic)}
-    fixed = {k: v for k, v in options.items() if k not in traced}
-    return jax.jit(lambda some: function(**some, **fixed))(traced)
-
-
 @pytest.mark.parametrize(
     ("name", "arguments", "kind", "rule"),
     [pytest.param(n, *bad, id=f"{n}-{i}") for i, (names, *bad) in enumerate(BAD) for n in names],
 )
 def test_bad_input(name, arguments, kind, rule):
-    with pytest.raises(kind) as eager:
-        call(name, arguments, jit=False)
-    assert str(eager.value).startswith(f"jaxsoftmax.calibration.{name}: ")
-    assert rule in str(eager.value)
-    with pytest.raises(kind) as traced:
-        call(name, arguments, jit=True)
-    assert str(traced.value) == str(eager.value)
+    function, good = FUNCTIONS[name]
+    assert_refused(function, f"calibration.{name}", good | arguments, kind, rule)
 
 
 @pytest.mark.parametrize(
@@ -400,10 +385,12 @@ def test_bad_input(name, arguments, kind, rule):
 )
 def test_bad_values(name, arguments, rule):
     """An error where they can be seen; where they cannot, NaN in the row, or an empty set."""
+    function, good = FUNCTIONS[name]
+    options = good | arguments
     with pytest.raises(ValueError) as eager:
-        call(name, arguments, jit=False)
+        call(function, options, jit=False)
     assert str(eager.value).startswith(f"jaxsoftmax.calibration.{name}: {rule}")
-    traced = call(name, arguments, jit=True)
+    traced = call(function, options, jit=True)
     if name == "conformal_sets":
         assert not np.any(traced)
     else:

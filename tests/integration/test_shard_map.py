@@ -11,9 +11,8 @@ from jax import lax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import jaxsoftmax
-from benchmarks import programs
 from jaxsoftmax import objectives
-from tests.helpers import SCALES
+from tests.helpers import SCALES, assert_same, message_bytes
 
 N, V, D = 8, 16, 3
 # The first and the last class of every device, whether there are 4 or 8.
@@ -257,13 +256,6 @@ LAWS = {law.__name__: law for law in (*OF_RULES, *OF_KINDS)}
 CASES = [(name, law.__name__) for law in LAWS.values() for name in (OPERATIONS if law in OF_RULES else KINDS)]
 
 
-def assert_same(actual: Any, expected: Any) -> None:
-    """To float32 rounding, relative to the largest number of each array."""
-    for a, e in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
-        assert np.all(np.isfinite(e))
-        np.testing.assert_allclose(a, e, rtol=2e-5, atol=2e-6 * float(np.max(np.abs(e))))
-
-
 @pytest.mark.parametrize(("name", "law"), CASES)
 def test_laws(name: str, law: str) -> None:
     """Every transformation, on a mesh of rows and classes."""
@@ -381,14 +373,6 @@ def test_broken_and_absent_classes() -> None:
     actual = jax.jit(lambda *a: gradients(over((1, 8), plain), *a))(*plain.args)
     for a, e in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(a, e, rtol=2e-5)
-
-
-def message_bytes(text: str) -> dict[str, int]:
-    """The bytes of each kind of collective in a compiled program for eight devices."""
-    found: dict[str, int] = {}
-    for one in programs.collectives(text, 8):
-        found[one.kind] = found.get(one.kind, 0) + one.bytes * one.count
-    return found
 
 
 # Per row: the maximum, and the packed sum of target and rest.
