@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from jaxsoftmax._core import arrays, checks, rules, scalars
+from jaxsoftmax._core import arrays, checks, meshes, rules, scalars
 from jaxsoftmax._core.meshes import Axes
 from jaxsoftmax.objectives import focal_slopes, focal_value
 
@@ -149,6 +149,7 @@ def _canonical(function: str, logits: Any, labels: Any, where: Any) -> tuple[jax
     logits = checks.floating(function, logits=logits)
     labels = checks.numeric(function, labels=labels)
     checks.same_shape(function, logits=logits, labels=labels)
+    logits, labels = meshes.split_alike(logits, labels)
     where = checks.mask(function, where, logits, Axes(tuple(range(logits.ndim))[-1:]))
     if where is not None:
         logits = jnp.where(where, logits, jnp.zeros((), logits.dtype))

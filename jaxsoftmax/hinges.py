@@ -183,8 +183,8 @@ def _hinge_call(
 ) -> jax.Array:
     logits = checks.floating("hinge_loss", logits=logits)
     axes = checks.class_axis("hinge_loss", axis, axis_name, logits=logits)
+    logits, labels = meshes.split_alike(logits, checks.labels("hinge_loss", labels, logits, axes))
     where = checks.mask("hinge_loss", where, logits, axes)
-    labels = checks.labels("hinge_loss", labels, logits, axes)
     margin = checks.scalar("hinge_loss", arrays.compute_dtype(logits.dtype), margin=margin)
     checks.same_on_devices("hinge_loss", axes.mesh, margin=margin)
     margin = margin.reshape((1,) * logits.ndim)

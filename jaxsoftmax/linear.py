@@ -271,7 +271,7 @@ def _statistics_call(
 ) -> RowStatistics:
     name = "linear_statistics"
     statistics, batch = statistics_of_rows(name, features, kernel, labels, bias, where, temperature, statics, mean=True)
-    return jax.tree.map(lambda x: x.reshape(batch), statistics)
+    return jax.tree.map(batch.back, statistics)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -352,9 +352,9 @@ def _loss_call(
     reduction: str,
     statics: Statics,
 ) -> jax.Array:
+    features, labels = checks.row_labels(name, labels, features)
     plan, inputs, batch = labelled(name, features, kernel, labels, bias, where, temperature, statics)
-    given: Any = checks.row_numbers(name, "weights", weights, jnp.asarray(features), scalar=False)
-    given = None if weights is None else given.reshape(inputs.sides[0].features.shape[0])
+    given = batch.rows(checks.row_numbers(name, "weights", weights, features, scalar=False))
     checks.same_on_devices(name, plan.mesh, weights=given)
 
     dtype = arrays.compute_dtype(inputs.sides[0].features.dtype)

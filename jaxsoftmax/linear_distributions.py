@@ -2,13 +2,12 @@
 
 import dataclasses
 import functools
-import math
 from typing import Any, NamedTuple
 
 import jax
 from jax.typing import ArrayLike
 
-from jaxsoftmax._core import checks, streams
+from jaxsoftmax._core import blocks, checks, meshes, streams
 from jaxsoftmax._core.meshes import Axes, AxisName
 from jaxsoftmax.divergences import (
     DivergenceOptions,
@@ -26,8 +25,6 @@ from jaxsoftmax.linear_rows import (
     cap_of,
     check_statics,
     column,
-    flat,
-    in_rows,
     inputs_of,
     plan_of,
     reduced,
@@ -306,7 +303,7 @@ def _log_probs_call(
     statistics, batch = statistics_of_rows(
         name, features, kernel, labels, bias, where, temperature, statics, mean=False
     )
-    return statistics.log_prob.reshape(batch)
+    return batch.back(statistics.log_prob)
 
 
 @functools.partial(_jit, static_argnames="statics")
@@ -315,7 +312,7 @@ def _entropy_call(
 ) -> jax.Array:
     inputs, batch = inputs_of("linear_entropy", features, kernel, bias, where, temperature, statics)
     options = DivergenceOptions(statics.axes, cap_of(statics))
-    return streams.streamed(plan_of(_ENTROPY, options, inputs, statics), inputs).reshape(batch)
+    return batch.back(streams.streamed(plan_of(_ENTROPY, options, inputs, statics), inputs))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -336,12 +333,16 @@ def _kl_call(
         for who, given in (("student", student), ("teacher", teacher))
     )
     checks.same_dtype(name, student_features=student.features, teacher_features=teacher.features)
-    batch = student.features.shape[:-1]
-    if teacher.features.shape[:-1] != batch or teacher.kernel.shape[1] != student.kernel.shape[1]:
+    if teacher.features.shape[:-1] != student.features.shape[:-1] or teacher.kernel.shape[1] != student.kernel.shape[1]:
         rule = "student and teacher must have the same rows and the same classes"
         given = dict(zip(("student_features", "student_kernel"), student, strict=False))
         given |= dict(zip(("teacher_features", "teacher_kernel"), teacher, strict=False))
         checks.fail(ValueError, name, rule, **given)
+    pair = meshes.split_alike(student.features, teacher.features)
+    student, teacher = (
+        streams.Side(*meshes.for_product(h, side.kernel), side.bias)
+        for side, h in zip((student, teacher), pair, strict=True)
+    )
     for who, side in (("student", student), ("teacher", teacher)):
         checks.mesh_axes(name, statics.axis_name, **{f"{who}_kernel": side.kernel})
         checks.same_on_devices(name, statics.axes.mesh, **{f"{who}_features": side.features})
@@ -349,10 +350,10 @@ def _kl_call(
     temperature = checks.row_numbers(name, "temperature", temperature, student.features, scalar=True)
     weights = checks.row_numbers(name, "weights", weights, student.features, scalar=False)
     checks.same_on_devices(name, statics.axes.mesh, temperature=temperature, weights=weights)
-    count = math.prod(batch)
+    batch = blocks.batch_of(student.features)
     if where is not None:
         student, teacher = (side._replace(kernel=without_absent(side.kernel, where)) for side in (student, teacher))
-    sides = tuple(side._replace(features=in_rows(side.features, count)) for side in (student, teacher))
-    inputs = streams.Inputs(sides, where, (flat(temperature, count),), None)
+    sides = tuple(side._replace(features=batch.rows(side.features)) for side in (student, teacher))
+    inputs = streams.Inputs(sides, where, (batch.rows(temperature),), None)
     plan = plan_of(_KL, statics.axes, inputs, statics)
-    return reduced(plan, inputs, flat(weights, count), _Itself(), (), reduction, batch, apart=reduction == "none")
+    return reduced(plan, inputs, batch.rows(weights), _Itself(), (), reduction, batch, apart=reduction == "none")

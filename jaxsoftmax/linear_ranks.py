@@ -167,7 +167,7 @@ def _top_k(
         return indices, arrays.centred(best, largest, scale) - jnp.log1p(others)
 
     indices, log_probs = streams.map_blocks(plan_of(None, None, inputs, statics), inputs, function_of_block)
-    return TopClasses(indices.reshape(*batch, k), log_probs.reshape(*batch, k))
+    return TopClasses(batch.back(indices), batch.back(log_probs))
 
 
 def _best(values: jax.Array, k: int, axes: Axes) -> tuple[jax.Array, jax.Array]:
@@ -201,7 +201,7 @@ def _best_of_groups(values: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
     own = size // groups
     offers, indices = lax.top_k(values.reshape(rows, groups, own), min(k, own))
     indices = indices.astype(jnp.int32) + own * jnp.arange(groups, dtype=jnp.int32)[None, :, None]
-    offers, indices = (meshes.whole_rows(x.reshape(rows, groups * min(k, own))) for x in (offers, indices))
+    offers, indices = (meshes.whole_along(x.reshape(rows, groups * min(k, own)), 1) for x in (offers, indices))
     best, places = lax.top_k(offers, k)
     chosen = lax.broadcasted_iota(places.dtype, (rows, k, offers.shape[1]), 2) == places[:, :, None]
     return best, jnp.sum(jnp.where(chosen, indices[:, None], 0), axis=2)
@@ -212,9 +212,8 @@ def _accuracy_call(
     features: Any, kernel: Any, labels: Any, weights: Any, bias: Any, where: Any, *, k: int, statics: Statics
 ) -> jax.Array:
     name = "linear_accuracy"
+    features, labels = checks.row_labels(name, labels, features)
     best = _top_k(name, features, kernel, bias, where, None, k, statics)
-    features = jnp.asarray(features)
-    labels = checks.row_labels(name, labels, features)
     checks.same_on_devices(name, statics.axes.mesh, labels=labels)
     # Absent classes and those of a row broken by NaN are no hits.
     present = best.log_probs > -jnp.inf

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxsoftmax._core import arrays, checks, meshes, streams
+from jaxsoftmax._core import arrays, blocks, checks, meshes, streams
 from jaxsoftmax._core.meshes import Axes, AxisName
 from jaxsoftmax.statistics import (
     DenseOptions,
@@ -94,12 +94,12 @@ def check_statics(function: str, temperature: Any, statics: Statics) -> None:
 
 def labelled(
     function: str, features: Any, kernel: Any, labels: Any, bias: Any, where: Any, temperature: Any, statics: Statics
-) -> tuple[streams.Plan, streams.Inputs, tuple[int, ...]]:
-    """Checked, with all rows along one axis; and the shape of the batch. Classes are counted."""
+) -> tuple[streams.Plan, streams.Inputs, blocks.Batch]:
+    """Checked, with all rows along one axis; and the batch. Classes are counted."""
+    features, labels = checks.row_labels(function, labels, features)
     inputs, batch = inputs_of(function, features, kernel, bias, where, temperature, statics)
-    (side,), (temperature,) = inputs.sides, inputs.rows
-    rows, classes = side.features.shape[0], side.kernel.shape[1]
-    labels = checks.row_labels(function, labels, jnp.asarray(features)).reshape(rows)
+    (side,), (temperature,), labels = inputs.sides, inputs.rows, batch.rows(labels)
+    classes = side.kernel.shape[1]
     checks.same_on_devices(function, statics.axes.mesh, labels=labels)
     counted = None
     if statics.ignore_label is not None:
@@ -144,8 +144,8 @@ def statistics_of_rows(
     statics: Statics,
     *,
     mean: bool,
-) -> tuple[RowStatistics, tuple[int, ...]]:
-    """Checked in the name of the function and computed, with fields [N]; and the shape of the batch."""
+) -> tuple[RowStatistics, blocks.Batch]:
+    """Checked in the name of the function and computed, with fields [N]; and the batch."""
     plan, inputs, batch = labelled(function, features, kernel, labels, bias, where, temperature, statics)
     inputs = inputs if mean else without_mean(inputs)
     statistics = streams.streamed(plan, inputs)
@@ -154,34 +154,25 @@ def statistics_of_rows(
     return _certain(statistics, inputs.counted), batch
 
 
-def in_rows(x: jax.Array, count: int) -> jax.Array:
-    return x.reshape(count, *x.shape[x.ndim - 1 :])
-
-
 def inputs_of(
     function: str, features: Any, kernel: Any, bias: Any, where: Any, temperature: Any, statics: Statics
-) -> tuple[streams.Inputs, tuple[int, ...]]:
-    """Checked, with all rows along one axis and the temperature as the only number per row; the shape of the batch."""
+) -> tuple[streams.Inputs, blocks.Batch]:
+    """Checked, with all rows along one axis and the temperature as the only number per row; the batch."""
     features, kernel, bias = checks.head(function, ("features", "kernel", "bias"), features, kernel, bias)
     checks.mesh_axes(function, statics.axis_name, kernel=kernel)
     where = checks.classes_present(function, where, kernel, statics.axes, statics.num_classes)
     temperature = checks.row_numbers(function, "temperature", temperature, features, scalar=True)
     checks.same_on_devices(function, statics.axes.mesh, features=features, temperature=temperature)
-    batch = features.shape[:-1]
-    count = math.prod(batch)
+    batch = blocks.batch_of(features)
     kernel = kernel if where is None else without_absent(kernel, where)
-    side = streams.Side(in_rows(features, count), kernel, bias)
-    return streams.Inputs((side,), where, (flat(temperature, count),), None), batch
+    side = streams.Side(batch.rows(features), kernel, bias)
+    return streams.Inputs((side,), where, (batch.rows(temperature),), None), batch
 
 
 def ones_of(features: jax.Array) -> jax.Array:
     """1 for every row, [N], in float32 or wider, split as the rows are."""
     ones = jnp.ones((features.shape[0], 1), arrays.compute_dtype(features.dtype))
     return meshes.split_like(ones, features)[:, 0]
-
-
-def flat(x: jax.Array | None, count: int) -> jax.Array | None:
-    return None if x is None else x.reshape(count)
 
 
 def plan_of(rules: streams.RowRules | None, options: Any, inputs: streams.Inputs, statics: Statics) -> streams.Plan:
@@ -200,7 +191,7 @@ def reduced(
     objective: Callable[..., jax.Array],
     consts: tuple[Any, ...],
     reduction: str,
-    batch: tuple[int, ...],
+    batch: blocks.Batch,
     *,
     apart: bool,
 ) -> jax.Array:
@@ -219,7 +210,7 @@ def reduced(
         outs = jax.tree.map(lambda x: jnp.where(rows == 0, 0.0, x), streams.streamed(plan, inputs))
         losses = jnp.where(rows == 0, 0.0, rows * objective(outs, consts))
         if reduction == "none":
-            return losses.reshape(batch)
+            return batch.back(losses)
         summed = jnp.sum(losses)
     else:
         summed = streams.streamed_sum(plan, objective, inputs, rows, consts)

@@ -343,11 +343,12 @@ def _times_weight(
         return loss
     logits = checks.floating(function, logits=logits)
     axes = checks.class_axis(function, head.axis, head.axis_name, logits=logits)
+    logits, labels = meshes.split_alike(logits, checks.labels(function, labels, logits, axes))
     if name == "alpha" and jnp.shape(weights) == ():
         weight = checks.scalar(function, loss.dtype, **{name: weights})
     else:
         weights = checks.class_vector(function, name, weights, logits, axes)
-        picked = arrays.own_pick(weights, checks.labels(function, labels, logits, axes), axes)
+        picked = arrays.own_pick(weights, labels, axes)
         weight = jnp.squeeze(meshes.total_of(picked, axes), axes.one)
     return scalars.times(weight, loss)
 
@@ -381,6 +382,7 @@ def _smooth_labels_call(targets: Any, share: Any, where: Any, *, axis: int, smoo
     else:
         targets = jnp.where(where, targets, jnp.zeros((), targets.dtype))
         classes = arrays.row_sum(jnp.broadcast_to(where, targets.shape).astype(dtype), axes)
+        classes = meshes.split_like(classes, targets)
     if smoothing == "others":
         share = jnp.where(classes > 1, share * classes / jnp.maximum(classes - 1.0, 1.0), 0.0)
     out = _smooth(targets, share, classes).astype(targets.dtype)
@@ -436,5 +438,5 @@ def _weighted_mean_call(values: Any, weights: Any, *, axis_name: AxisName) -> ja
     weights = checks.numeric("weighted_mean", weights=weights)
     checks.same_shape("weighted_mean", values=values, weights=weights)
     axes = Axes((), checks.mesh_axes("weighted_mean", axis_name, values=values))
-    weights = meshes.split_like(weights, values)
+    values, weights = meshes.split_alike(values, weights)
     return _weighted_mean(axes, values, weights.astype(dtype))

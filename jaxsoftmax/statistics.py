@@ -143,8 +143,8 @@ def dense(
     """Checks the arguments in the name of the function and computes; without `mean`, mean and classes are None."""
     logits = checks.floating(function, logits=logits)
     axes = checks.class_axis(function, head.axis, head.axis_name, logits=logits)
+    logits, labels = meshes.split_alike(logits, checks.labels(function, labels, logits, axes))
     where = checks.mask(function, where, logits, axes)
-    labels = checks.labels(function, labels, logits, axes)
     temperature = checks.per_row(function, "temperature", temperature, logits, axes)
     classes = None
     if mean:

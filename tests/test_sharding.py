@@ -1,5 +1,6 @@
 """The streamed head on global arrays over a mesh: the numbers of one device, and what the devices exchange and hold."""
 
+import contextlib
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -110,6 +111,24 @@ def test_half_precision() -> None:
         e, o, m = (np.asarray(x, np.float64) for x in (e, o, m))
         size = np.max(np.abs(e))
         assert np.max(np.abs(m - e)) <= np.max(np.abs(o - e)) + 1e-3 * size
+
+
+@pytest.mark.parametrize("forward", [False, True])
+def test_half_precision_is_rounded_once(forward: bool) -> None:
+    """A gradient that devices share is summed over them in float32: large parts of either sign leave the small sum."""
+    features, bias = jnp.asarray(FEATURES, jnp.bfloat16), jnp.asarray(BIAS, jnp.bfloat16)
+    signs = np.where(np.arange(N) // 6 % 2, -1.0, 1.02).astype(np.float32)  # six rows on a device, of one sign
+    of_sign = np.tile(FEATURES[:6], (8, 1))
+    features, labels = jnp.asarray(of_sign, jnp.bfloat16), np.tile(LABELS[:6], 8)
+    kernel = jnp.asarray(KERNEL, jnp.bfloat16)
+    wide = [np.asarray(x, np.float32) for x in (features, kernel, bias)]
+    exact = on_one(objectives.cross_entropy)(*wide, signs, labels)[1][2]
+    with jaxsoftmax.forward_mode() if forward else contextlib.nullcontext():
+        actual = on_mesh(objectives.cross_entropy, mesh_of((8, 1)))(features, kernel, bias, signs, labels)[1][2]
+    assert actual.dtype == jnp.bfloat16
+    np.testing.assert_allclose(
+        np.asarray(actual, np.float32), exact, rtol=2**-8, atol=1e-6 * float(np.max(np.abs(exact)))
+    )
 
 
 @pytest.mark.parametrize("mode", MODES)

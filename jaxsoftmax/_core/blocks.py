@@ -1,16 +1,66 @@
-"""How many rows in a block: rows cut in blocks and joined again, on one device and over a mesh."""
+"""Batches of rows laid along one axis, cut in blocks and joined again, on one device and over a mesh."""
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
 
-__all__ = ["Cut", "cut", "cut_of", "join"]
+from jaxsoftmax._core import meshes
+
+__all__ = ["Batch", "Cut", "batch_of", "cut", "cut_of", "join"]
 
 # A block of logits that stays near so many bytes on a device: a CPU wants it small, an accelerator large products.
 BLOCK_BYTES = {"cpu": 2**25}
 BLOCK_BYTES_ELSEWHERE = 2**28
+
+
+class Batch(NamedTuple):
+    """The shape of a batch of rows, and how it is laid along one axis.
+
+    On an explicit mesh the axes that are split come first, so that each device keeps the rows that it has.
+
+    Attributes:
+        shape: [...], of the rows.
+        order: Of the axes, along the one.
+        split: The mesh axes that split each of them, in the shape's order.
+        mesh: The explicit mesh, or None.
+    """
+
+    shape: tuple[int, ...]
+    order: tuple[int, ...]
+    split: tuple[tuple[str, ...], ...]
+    mesh: Any
+
+    @property
+    def total(self) -> int:
+        return math.prod(self.shape)
+
+    def rows(self, x: Any) -> Any:
+        """[..., K] as [N, K], [...] as [N]; None stays."""
+        if x is None:
+            return None
+        last = range(len(self.shape), x.ndim)
+        return x.transpose(*self.order, *last).reshape(self.total, *x.shape[len(self.shape) :])
+
+    def back(self, x: jax.Array) -> jax.Array:
+        """[N, ...] as [..., ...]."""
+        size, ndim = [*x.shape[1:]], len(self.shape)
+        sharding = None
+        if any(self.split):
+            spec = PartitionSpec(*(self.split[a] or None for a in self.order), *[None] * len(size))
+            sharding = NamedSharding(self.mesh, spec)
+        x = jnp.reshape(x, [*(self.shape[a] for a in self.order), *size], out_sharding=sharding)
+        return x.transpose(*(self.order.index(a) for a in range(ndim)), *range(ndim, x.ndim))
+
+
+def batch_of(features: jax.Array) -> Batch:
+    """The rows of features [..., D]."""
+    shape, split = features.shape[:-1], meshes.split_names(features)[:-1]
+    sharding = meshes.explicit_sharding(features)
+    order = sorted(range(len(shape)), key=lambda a: not split[a])
+    return Batch(shape, tuple(order), split, sharding and sharding.mesh)
 
 
 class Cut(NamedTuple):

@@ -290,6 +290,7 @@ def head(
         fail(ValueError, function, rule, **given)
     if kernel.shape[1] == 0:
         fail(ValueError, function, "the class axis must not be empty", **given)
+    features, kernel = meshes.for_product(features, kernel)
     if bias is not None:
         bias = floating(function, **{of_bias: bias})
         if bias.shape != kernel.shape[1:]:
@@ -319,13 +320,15 @@ def classes_present(
     return converted
 
 
-def row_labels(function: str, labels: ArrayLike, features: jax.Array) -> jax.Array:
-    """Integer labels, one per row of features."""
+def row_labels(function: str, labels: ArrayLike, features: ArrayLike) -> tuple[jax.Array, jax.Array]:
+    """Features, and integer labels, one per row of them; split alike."""
+    features = floating(function, features=features)
     converted = _whole_numbers(function, "labels", labels)
     if converted.shape != features.shape[:-1]:
         rule = "labels must have the shape of features without the last axis"
         fail(ValueError, function, rule, labels=converted, features=features)
-    return _as_rows(signed(converted), features)
+    features, column = meshes.split_alike(features, signed(converted)[..., None])
+    return features, column[..., 0]
 
 
 def row_numbers(

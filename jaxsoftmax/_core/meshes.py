@@ -5,26 +5,31 @@ maximum, and sums that are packed into one. Rules say where, for JAX does not di
 """
 
 import math
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 __all__ = [
     "Axes",
     "AxisName",
     "devices_beside",
     "explicit_sharding",
+    "for_product",
     "largest_of",
     "names_of",
     "packed_sum",
+    "split_alike",
     "split_like",
+    "split_names",
     "sum_like",
     "total_of",
     "vary",
     "varying",
-    "whole_rows",
+    "whole_along",
     "zeros",
 ]
 
@@ -100,19 +105,26 @@ def sum_like(cotangent: jax.Array, primal: jax.Array) -> jax.Array:
 
 
 def devices_beside(*xs: Any) -> int:
-    """Over how many devices the arrays may be split where it is JAX that divides the work; 1 inside of `shard_map`."""
-    kinds = (jax.sharding.AxisType.Auto, jax.sharding.AxisType.Explicit)
-    meshes = [jax.typeof(x).sharding.mesh for x in xs if x is not None]
-    return max(
-        math.prod(size for size, kind in zip(mesh.axis_sizes, mesh.axis_types, strict=True) if kind in kinds)
-        for mesh in meshes
-    )
+    """Over how many devices the arrays may be split where it is JAX that divides the work; 1 inside of `shard_map`.
+
+    An explicit axis of a mesh counts where an array is split over it; of an automatic one nobody knows.
+    """
+    shardings = [jax.typeof(x).sharding for x in xs if x is not None]
+    named = {name for sharding in shardings for name in _names_in(sharding.spec)}
+
+    def devices(mesh: Any) -> int:
+        axes = zip(mesh.axis_names, mesh.axis_sizes, mesh.axis_types, strict=True)
+        return math.prod(
+            size for name, size, kind in axes if kind == AxisType.Auto or (kind == AxisType.Explicit and name in named)
+        )
+
+    return max(devices(sharding.mesh) for sharding in shardings)
 
 
 def explicit_sharding(x: Any) -> Any:
     """How an array, or its shape, is split over a mesh on which JAX keeps account of that; None elsewhere."""
     sharding = x.sharding if isinstance(x, jax.ShapeDtypeStruct) else jax.typeof(x).sharding
-    explicit = sharding is not None and jax.sharding.AxisType.Explicit in sharding.mesh.axis_types
+    explicit = sharding is not None and AxisType.Explicit in sharding.mesh.axis_types
     return sharding if explicit else None
 
 
@@ -125,18 +137,69 @@ def zeros(like: Any, axes: frozenset[str], dtype: Any = None) -> jax.Array:
 def split_like(x: jax.Array, like: jax.Array) -> jax.Array:
     """x, which broadcasts to another array of its rank, split as that is on an explicit mesh.
 
-    A product with ones does that in both directions: the gradient comes back as x itself was split. Selects and
-    hand-written rules need it; elsewhere JAX broadcasts what is not split.
+    Selects and hand-written rules need it; elsewhere JAX broadcasts what is not split. The gradient comes back as x
+    itself was split: so does that of a product with ones, for an x that is on no mesh yet.
     """
-    if explicit_sharding(like) is None:
+    sharding = explicit_sharding(like)
+    if sharding is None:
         return x
+    if explicit_sharding(x) is not None:
+        sizes = zip(sharding.spec, x.shape, like.shape, strict=True)
+        return _split(x, sharding.mesh, [entry if own == size else None for entry, own, size in sizes])
     over = tuple(a for a, (own, size) in enumerate(zip(x.shape, like.shape, strict=True)) if own == 1 and size != 1)
     return x * jnp.ones_like(jnp.any(like == like, axis=over, keepdims=True)).astype(x.dtype)
 
 
-def whole_rows(x: jax.Array) -> jax.Array:
-    """[N, K] with the numbers of a row on one device, on an explicit mesh; elsewhere JAX sees to that by itself."""
+def split_alike(x: jax.Array, other: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Two arrays of one rank on an explicit mesh, split alike along the axes that they share.
+
+    Where one of them is whole it is cut, which costs nothing; where they differ, the other is brought to the first.
+    """
+    first, second = explicit_sharding(x), explicit_sharding(other)
+    if first is None or second is None:
+        return x, split_like(other, x)
+    spec, used = list(first.spec), set(_names_in(first.spec))
+    for axis, entry in enumerate(second.spec):
+        if spec[axis] is None and x.shape[axis] == other.shape[axis] and not used & set(_names_in([entry])):
+            spec[axis] = entry
+            used |= set(_names_in([entry]))
+    x = _split(x, first.mesh, spec)
+    return x, split_like(other, x)
+
+
+def whole_along(x: jax.Array, axis: int) -> jax.Array:
+    """x, not split along an axis of an explicit mesh; elsewhere JAX sees to that by itself."""
     sharding = explicit_sharding(x)
     if sharding is None:
         return x
-    return jax.sharding.reshard(x, jax.sharding.NamedSharding(sharding.mesh, jax.P(sharding.spec[0], None)))
+    spec = list(sharding.spec)
+    spec[axis] = None
+    return _split(x, sharding.mesh, spec)
+
+
+def for_product(features: jax.Array, kernel: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Features [..., D] and kernel [D, V], split on an explicit mesh so that each device can multiply what it has.
+
+    Sums over D stay on a device, and a mesh axis that splits the rows cannot split the classes.
+    """
+    features, kernel = whole_along(features, -1), whole_along(kernel, 0)
+    of_rows = {name for names in split_names(features) for name in names}
+    return features, whole_along(kernel, 1) if of_rows & {*split_names(kernel)[1]} else kernel
+
+
+def split_names(x: jax.Array) -> tuple[tuple[str, ...], ...]:
+    """The axes of an explicit mesh over which each axis of x is split."""
+    sharding = explicit_sharding(x)
+    return ((),) * x.ndim if sharding is None else tuple(tuple(_names_in([entry])) for entry in sharding.spec)
+
+
+def _names_in(spec: Iterable[Any]) -> list[str]:
+    """The mesh axes that a partition names, in order."""
+    entries = (entry if isinstance(entry, tuple) else (entry,) for entry in spec if entry is not None)
+    return [name for entry in entries for name in entry]
+
+
+def _split(x: jax.Array, mesh: Any, spec: Sequence[Any]) -> jax.Array:
+    if tuple(spec) == tuple(jax.typeof(x).sharding.spec):
+        return x
+    return jax.sharding.reshard(x, NamedSharding(mesh, PartitionSpec(*spec)))

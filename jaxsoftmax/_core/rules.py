@@ -12,7 +12,7 @@ from jax.dtypes import float0
 
 from jaxsoftmax._core import arrays, meshes
 
-__all__ = ["elementwise", "forward_mode", "operation"]
+__all__ = ["elementwise", "forward_mode", "operation", "vary_alike"]
 
 _forward_mode = jax.make_user_context(False)
 
@@ -48,6 +48,8 @@ def operation(
     backward: Callable[..., Any],
     tangent: Callable[..., Any],
     value: Callable[..., Any] | None = None,
+    *,
+    sums: bool = False,
 ) -> Callable[..., Any]:
     """Builds the operation  (options, *args) -> out  from its three hand-written rules.
 
@@ -57,6 +59,8 @@ def operation(
         tangent: (options, residuals, tangents of args) -> tangent of out; linear in the tangents, which are None for
             integers and None.
         value: (options, *args) -> out, where that is cheaper than the forward rule; it runs without differentiation.
+        sums: Inside of `shard_map`, the backward rule itself sums the cotangent of an argument that devices share,
+            before it is rounded to half precision; otherwise JAX does, after.
 
     Returns:
         A function whose first argument is hashable and static, with the mesh axes that split the classes, if any, as
@@ -84,7 +88,7 @@ def operation(
 
     @functools.wraps(forward)
     def call(options: Any, *args: Any) -> Any:
-        args = _vary_alike(args, getattr(options, "mesh", ()))
+        args = args if sums else vary_alike(args, getattr(options, "mesh", ()))
         return (by_tangent if _forward_mode.value else by_backward)(options, *args)
 
     return call
@@ -132,7 +136,7 @@ def _named_inputs(residuals: Any, args: Any) -> Any:
     return jax.tree.map(lambda leaf: checkpoint_name(leaf, "input") if id(leaf) in inputs else leaf, residuals)
 
 
-def _vary_alike(args: Sequence[Any], classes: Sequence[str]) -> tuple[Any, ...]:
+def vary_alike(args: Sequence[Any], classes: Sequence[str]) -> tuple[Any, ...]:
     """Inside of `shard_map`: gives every argument the varying mesh axes of all of them, but those of the classes.
 
     Then each cotangent that a backward rule returns varies as its primal does, and JAX itself sums it where an argument

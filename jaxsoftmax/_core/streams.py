@@ -273,7 +273,7 @@ def _scan_gradients(
 def _as_arguments(gradients: Any, arguments: Any) -> Any:
     """One cotangent per argument, of its dtype, and None for integers, booleans and None.
 
-    What devices with other classes contribute to one argument is summed, before it is rounded.
+    What devices contribute to an argument that they share is summed, before it is rounded.
     """
 
     def one(argument: Any, gradient: Any) -> Any:
@@ -294,8 +294,13 @@ class _Structured(NamedTuple):
     def mesh(self) -> tuple[str, ...]:
         return self.plan.mesh
 
-    def inputs(self, leaves: Any) -> Any:
+    def arguments(self, leaves: Any) -> Any:
+        """As they were given: those that devices share do not vary, and their cotangents are summed."""
         return jax.tree.unflatten(self.structure, leaves)
+
+    def inputs(self, leaves: Any) -> Any:
+        """Varying alike, from here on and not inside of a block: a second derivative would send a message for each."""
+        return self.arguments(rules.vary_alike(leaves, self.mesh))
 
 
 class _Residuals(NamedTuple):
@@ -324,12 +329,13 @@ def _backward(static: _Structured, residuals: _Residuals, cotangents: Any) -> An
         return dlogits, drows, None, ()
 
     gradients, _, _ = _scan_gradients(plan, inputs, slopes, (), cotangents, residuals.numbers)
-    return tuple(jax.tree.leaves(_as_arguments(gradients, inputs), is_leaf=lambda x: x is None))
+    arguments = static.arguments(residuals.arguments)
+    return tuple(jax.tree.leaves(_as_arguments(gradients, arguments), is_leaf=lambda x: x is None))
 
 
 def _tangent(static: _Structured, residuals: _Residuals, tangents: Any) -> Any:
     plan, inputs = static.plan, static.inputs(residuals.arguments)
-    along = static.inputs(tangents)
+    along = static.arguments(rules.vary_alike((residuals.arguments, tangents), static.mesh)[1])
 
     def function(logits: Any, block: _Block, features: Any, numbers: Any, row_tangents: Any, tfeatures: Any) -> Any:
         tlogits = []
@@ -352,7 +358,7 @@ def _where_rows(counted: jax.Array | None, x: jax.Array) -> jax.Array:
     return x if counted is None else jnp.where(counted[:, None], x, jnp.zeros((), x.dtype))
 
 
-_streamed = rules.operation(_forward, _backward, _tangent)
+_streamed = rules.operation(_forward, _backward, _tangent, sums=True)
 
 
 def streamed(plan: Plan, inputs: Inputs) -> Any:
@@ -418,7 +424,7 @@ def _sum_forward(static: _Structured, *leaves: Any) -> Any:
 
 
 def _sum_backward(static: _Structured, residuals: _SumResiduals, cotangent: jax.Array) -> Any:
-    arguments = static.inputs(residuals.arguments)
+    arguments = static.arguments(residuals.arguments)
     gradients = jax.tree.map(lambda g: cotangent * g, residuals.gradients)
     return tuple(jax.tree.leaves(_as_arguments(gradients, arguments), is_leaf=lambda x: x is None))
 
@@ -434,7 +440,7 @@ def _sum_tangent(static: _Structured, residuals: _SumResiduals, tangents: Any) -
     return functools.reduce(jnp.add, whole)
 
 
-_streamed_sum = rules.operation(_sum_forward, _sum_backward, _sum_tangent, value=_sum_value)
+_streamed_sum = rules.operation(_sum_forward, _sum_backward, _sum_tangent, value=_sum_value, sums=True)
 
 
 def streamed_sum(

@@ -1,5 +1,6 @@
 """Classes split over the devices of a mesh, in Auto and in Explicit mode: the numbers of a single device."""
 
+import functools
 import re
 from collections.abc import Callable
 from typing import Any
@@ -112,6 +113,69 @@ def test_vmap_over_a_mesh_axis(mesh: str) -> None:
     np.testing.assert_allclose(actual, jax.jit(jax.vmap(gradient))(*many), rtol=1e-6, atol=1e-7)
 
 
+# Arguments that are split differently, on an explicit mesh: JAX alone would refuse most of them.
+
+TARGETS = (DISTRIBUTION / DISTRIBUTION.sum(1, keepdims=True)).astype(np.float32)
+ROW_SPLIT, CLASS_SPLIT, BOTH = (PartitionSpec(*s) for s in (("rows", None), (None, "classes"), ("rows", "classes")))
+WHOLE = PartitionSpec()
+
+DIFFERENTLY: dict[str, tuple[Callable[..., Any], list[tuple[Any, PartitionSpec]]]] = {
+    "whole_logits": (
+        lambda z, y: jaxsoftmax.cross_entropy(z, y, class_weights=CLASS_WEIGHTS, label_smoothing=0.1),
+        [(Z, WHOLE), (LABELS, PartitionSpec("rows"))],
+    ),
+    "rows_and_classes_on_one_axis": (
+        lambda z, y: jaxsoftmax.cross_entropy(z, y),
+        [(Z, CLASS_SPLIT), (LABELS, PartitionSpec("classes"))],
+    ),
+    "hinge_of_whole_logits": (jaxsoftmax.hinge_loss, [(Z, WHOLE), (LABELS, PartitionSpec("rows"))]),
+    "whole_targets": (jaxsoftmax.soft_cross_entropy, [(Z, BOTH), (TARGETS, WHOLE)]),
+    "targets_split_otherwise": (jaxsoftmax.kl_divergence, [(Z, ROW_SPLIT), (2.0 * Z, CLASS_SPLIT)]),
+    "binary": (jaxsoftmax.binary_cross_entropy, [(Z, WHOLE), (TARGETS, BOTH)]),
+    "smooth_labels": (
+        lambda q: jaxsoftmax.smooth_labels(q, 0.1, smoothing="others", where=PRESENT),
+        [(TARGETS, BOTH)],
+    ),
+    "weights_split_otherwise": (
+        jaxsoftmax.weighted_mean,
+        [(Z[:, 0], PartitionSpec("rows")), (TARGETS[:, 0], PartitionSpec("classes"))],
+    ),
+}
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def by_all(function: Callable[..., Any], *args: Any) -> Any:
+    """The gradients by all floating arguments, and the result."""
+    places = tuple(i for i, x in enumerate(args) if jax.numpy.issubdtype(x.dtype, jax.numpy.floating))
+
+    def total(*args: Any) -> Any:
+        out = function(*args)
+        return jax.numpy.sum(out * np.cos(np.arange(out.size, dtype=np.float32)).reshape(out.shape)), out
+
+    return jax.grad(total, places, has_aux=True)(*args)
+
+
+def check_differently(function: Callable[..., Any], arguments: Any) -> None:
+    """The numbers of one device, and gradients that are split as the arguments are."""
+    values = [x for x, _ in arguments]
+    expected = by_all(function, *values)
+    mesh = jax.make_mesh((2, 4), ("rows", "classes"), axis_types=(AxisType.Explicit,) * 2)
+    with jax.set_mesh(mesh):
+        placed = [jax.device_put(x, NamedSharding(mesh, spec)) for x, spec in arguments]
+        actual = by_all(function, *placed)
+    for a, e in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, e, rtol=2e-5, atol=2e-6 * float(np.max(np.abs(e))))
+    floats = [x for x in placed if jax.numpy.issubdtype(x.dtype, jax.numpy.floating)]
+    for gradient, argument in zip(actual[0], floats, strict=True):
+        assert gradient.sharding.is_equivalent_to(argument.sharding, gradient.ndim)
+
+
+@pytest.mark.parametrize("name", DIFFERENTLY)
+def test_arguments_split_differently(name: str) -> None:
+    """What is whole is cut, and what is split otherwise is moved."""
+    check_differently(*DIFFERENTLY[name])
+
+
 # The streamed head, where JAX divides the work: features split by rows, a kernel by classes.
 
 N, D, V = 64, 6, 96
@@ -192,3 +256,44 @@ def test_streamed_head_stays_where_it_is(name: str, mode: str) -> None:
     assert not re.search(r"\b(all-gather|all-to-all|collective-permute)(-start)?\(", text)
     # one block of logits is [8, 24] on each device
     assert "f32[8,24]" in text and not re.search(r"f32\[(16|64),(24|96)\]|f32\[8,96\]", text)
+
+
+OF_DEPTH, OF_TIME = PartitionSpec(None, None, "classes"), PartitionSpec(None, "rows")
+BATCH = FEATURES.reshape(4, 16, D)[..., :4], TOKENS.reshape(4, 16), WEIGHTS.reshape(4, 16)
+SMALL = KERNEL[:4]
+
+
+def _batch_loss(h: Any, w: Any, b: Any, y: Any, r: Any, **options: Any) -> jax.Array:
+    return jaxsoftmax.linear_loss(
+        jaxsoftmax.objectives.focal, h, w, y, bias=b, weights=r, ignore_label=3, block_size=16, **options
+    )
+
+
+def _batch(of_features: Any, of_kernel: Any, of_bias: Any, of_labels: Any, of_weights: Any) -> list[Any]:
+    h, y, r = BATCH
+    return [(h, of_features), (SMALL, of_kernel), (BIAS, of_bias), (y, of_labels), (r, of_weights)]
+
+
+HEADS_DIFFERENTLY: dict[str, tuple[Callable[..., Any], list[tuple[Any, PartitionSpec]]]] = {
+    "whole_features": (_batch_loss, _batch(WHOLE, CLASS_SPLIT, WHOLE, ROW_SPLIT, WHOLE)),
+    "second_axis": (
+        lambda *args: _batch_loss(*args, reduction="none"),
+        _batch(OF_TIME, CLASS_SPLIT, PartitionSpec("classes"), OF_TIME, ROW_SPLIT),
+    ),
+    "both_axes": (
+        lambda *args: _batch_loss(*args, reduction="none"),
+        _batch(PartitionSpec("rows", "classes"), WHOLE, WHOLE, WHOLE, WHOLE),
+    ),
+    "depth": (_batch_loss, _batch(OF_DEPTH, PartitionSpec("classes", None), WHOLE, ROW_SPLIT, ROW_SPLIT)),
+    "kernel_over_all_devices": (_batch_loss, _batch(ROW_SPLIT, PartitionSpec(None, "rows"), WHOLE, WHOLE, WHOLE)),
+    "teacher": (
+        lambda h, w, t: jaxsoftmax.linear_kl_divergence(h, w, t, w, reduction="none", block_size=16),
+        [(BATCH[0], ROW_SPLIT), (SMALL, CLASS_SPLIT), (2.0 * BATCH[0], PartitionSpec(None, "classes"))],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", HEADS_DIFFERENTLY)
+def test_heads_split_differently(name: str) -> None:
+    """Batches of several axes, features and kernels along their depth, and one axis for rows and classes."""
+    check_differently(*HEADS_DIFFERENTLY[name])

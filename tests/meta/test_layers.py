@@ -35,7 +35,7 @@ L4 = {f"calibration.{module}" for module in L4_MODULES}
 ALLOWED: dict[str, set[str]] = {
     "_core.__init__": set(),
     "_core.meshes": set(),
-    "_core.blocks": set(),
+    "_core.blocks": {"_core.meshes"},
     "_core.arrays": {"_core.meshes"},
     "_core.checks": {"_core.arrays", "_core.meshes"},
     "_core.rules": {"_core.arrays", "_core.meshes"},
