@@ -324,6 +324,21 @@ def _are_constants(values: Iterable[Any]) -> bool:
     return all(isinstance(value, int | float | str | None) for value in values)
 
 
+def _converted(
+    objective: Callable[..., jax.Array], example: RowStatistics
+) -> tuple[Callable[..., jax.Array], tuple[jax.Array, ...]]:
+    """The objective as a function of all arrays that it closes over, too, and these.
+
+    `jax.closure_convert` takes out floating ones alone, and others that are traced would be out of place in a rule.
+    """
+    program = jax.make_jaxpr(objective)(example)
+
+    def converted(statistics: RowStatistics, *consts: jax.Array) -> jax.Array:
+        return jax.core.eval_jaxpr(program.jaxpr, consts, *statistics)[0]
+
+    return converted, tuple(map(jnp.asarray, program.consts))
+
+
 def _example(rows: int, dtype: Any) -> RowStatistics:
     """Statistics of so many rows, without numbers."""
     return RowStatistics._make([jax.ShapeDtypeStruct((rows,), dtype)] * len(RowStatistics._fields))
@@ -372,12 +387,12 @@ def _loss_call(
         # Traced on numbers that vary over a mesh as those of the rows do.
         union = frozenset[str]().union(*map(meshes.varying, jax.tree.leaves((inputs, given)))) - {*plan.mesh}
         zeros = jax.tree.map(lambda x: meshes.vary(jnp.zeros(x.shape, x.dtype), union), example)
-        converted, consts = jax.closure_convert(objective, zeros)
+        converted, consts = _converted(objective, zeros)
         # What is closed over inside of shard_map would have to vary there, where the converted program says it does
         # not: then the objective is left to JAX, outside of the blocks.
         apart = bool(consts) and bool(union)
         if not apart:
-            objective, options = converted, tuple(map(jnp.asarray, consts))
+            objective, options = converted, consts
     return reduced(plan, inputs, given, _OnRows(objective), options, reduction, batch, apart=apart)
 
 

@@ -6,12 +6,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 from jax.typing import ArrayLike
 
 from jaxsoftmax._core import checks, meshes
 from jaxsoftmax._core.meshes import AxisName
 from jaxsoftmax.linear import linear_loss, linear_statistics
+from jaxsoftmax.linear_rows import Statics, check_statics
 from jaxsoftmax.statistics import RowStatistics
 
 __all__ = ["sharded_linear_loss", "sharded_linear_statistics"]
@@ -80,23 +81,19 @@ def sharded_linear_loss(
         block_size: int | None = None,
         precision: Any = None,
     ) -> jax.Array:
-        options: Any = dict(
-            logit_cap=logit_cap,
-            ignore_label=ignore_label,
-            num_classes=num_classes,
-            block_size=block_size,
-            precision=precision,
-            axis_name=splits[1] or None,
-        )
+        statics = Statics(logit_cap, ignore_label, num_classes, block_size, precision, splits[1] or None)
+        check_statics(name, temperature, statics)
 
         def own(features: Any, kernel: Any, labels: Any, weights: Any, bias: Any, where: Any, temperature: Any) -> Any:
             given = {"weights": weights, "bias": bias, "where": where, "temperature": temperature}
-            summed = linear_loss(objective, features, kernel, labels, **given, reduction="sum", **options)
+            summed = linear_loss(objective, features, kernel, labels, **given, reduction="sum", **statics._asdict())
             counted = jnp.ones(labels.shape, summed.dtype) if weights is None else weights.astype(summed.dtype)
             counted = counted if ignore_label is None else jnp.where(labels == ignore_label, 0.0, counted)
             total, divisor = meshes.packed_sum(meshes.Axes((), splits[0]), summed, jnp.sum(counted))
             return jnp.where(divisor == 0, 0.0, total / jnp.where(divisor == 0, 1.0, divisor))
 
+        if AxisType.Explicit in mesh.axis_types:
+            _check_closure(name, objective)
         arguments = (features, kernel, labels, weights, bias, where, temperature)
         return _on_devices(name, own, mesh, splits, arguments, PartitionSpec())
 
@@ -153,18 +150,12 @@ def sharded_linear_statistics(
         block_size: int | None = None,
         precision: Any = None,
     ) -> RowStatistics:
-        options: Any = dict(
-            logit_cap=logit_cap,
-            ignore_label=ignore_label,
-            num_classes=num_classes,
-            block_size=block_size,
-            precision=precision,
-            axis_name=splits[1] or None,
-        )
+        statics = Statics(logit_cap, ignore_label, num_classes, block_size, precision, splits[1] or None)
+        check_statics(name, temperature, statics)
 
         def own(features: Any, kernel: Any, labels: Any, _: None, bias: Any, where: Any, temperature: Any) -> Any:
             given = {"bias": bias, "where": where, "temperature": temperature}
-            return linear_statistics(features, kernel, labels, **given, **options)
+            return linear_statistics(features, kernel, labels, **given, **statics._asdict())
 
         arguments = (features, kernel, labels, None, bias, where, temperature)
         return _on_devices(name, own, mesh, splits, arguments, _spec(splits[0]))
@@ -177,6 +168,8 @@ Splits = tuple[tuple[str, ...], tuple[str, ...]]
 
 def _checked_axes(function: str, mesh: Mesh, rows: AxisName, classes: AxisName) -> Splits:
     """The mesh axes that split the rows, and those that split the classes."""
+    if not isinstance(mesh, Mesh | AbstractMesh):
+        checks.fail(TypeError, function, "mesh must be a jax.sharding.Mesh", mesh=mesh)
     for option, names in (("rows", rows), ("classes", classes)):
         checks.static_axis(function, None, names)
         missing = [name for name in meshes.names_of(names) if name not in mesh.shape]
@@ -197,8 +190,8 @@ def _on_devices(
     function: str, own: Callable[..., Any], mesh: Mesh, splits: Splits, arguments: tuple[Any, ...], out: PartitionSpec
 ) -> Any:
     """own(...) on each device's part of (features, kernel, labels, weights, bias, where, temperature)."""
+    _check_shapes(function, mesh, splits, *arguments)
     given = [None if x is None else jnp.asarray(x) for x in arguments]
-    _check_split(function, mesh, splits, jnp.asarray(arguments[0]), jnp.asarray(arguments[1]))
     by_row, by_class = _spec(splits[0]), _spec(splits[1])
     of_temperature = by_row if jnp.ndim(0.0 if arguments[-1] is None else arguments[-1]) else PartitionSpec()
     specs = [by_row, _spec(None, splits[1]), by_row, by_row, by_class, by_class, of_temperature]
@@ -211,11 +204,48 @@ def _on_devices(
     return jax.shard_map(own, mesh=mesh, in_specs=in_specs, out_specs=out)(*given)
 
 
-def _check_split(function: str, mesh: Mesh, splits: Splits, features: jax.Array, kernel: jax.Array) -> None:
-    """Rows and classes divide evenly, and the features are whole along D, as far as that is known."""
+def _check_closure(function: str, objective: Callable[[RowStatistics], jax.Array]) -> None:
+    """What the objective closes over can enter `shard_map`."""
+    row = jax.ShapeDtypeStruct((1,), jnp.float32)
+    consts = jax.make_jaxpr(objective)(RowStatistics._make([row] * len(RowStatistics._fields))).consts
+    for const in consts:
+        if meshes.explicit_sharding(const) is not None:
+            rule = (
+                "objective must not close over arrays on an explicit mesh; linear_loss takes them, and automatic meshes"
+            )
+            checks.fail(ValueError, function, rule, objective=objective, array=const)
+
+
+def _check_shapes(
+    function: str,
+    mesh: Mesh,
+    splits: Splits,
+    features: Any,
+    kernel: Any,
+    labels: Any,
+    weights: Any,
+    bias: Any,
+    where: Any,
+    temperature: Any,
+) -> None:
+    """As on one device; rows and classes divide evenly; and the features are whole along D, as far as that is known."""
+    features, kernel = checks.floating(function, features=features), checks.floating(function, kernel=kernel)
     if features.ndim < 2 or kernel.ndim != 2:
         rule = "features must have shape [N, ..., D] and kernel [D, V]"
         checks.fail(ValueError, function, rule, features=features, kernel=kernel)
+    sharding = jax.typeof(features).sharding if isinstance(features, jax.core.Tracer) else features.sharding
+    spec = tuple(getattr(sharding, "spec", ()))
+    if len(spec) == features.ndim and spec[-1] is not None:
+        rule = (
+            "features must be whole along D; gather them first, by jax.lax.with_sharding_constraint or, on an explicit "
+            "mesh, jax.sharding.reshard"
+        )
+        checks.fail(ValueError, function, rule, features=features, sharding=sharding)
+    checks.head(function, ("features", "kernel", "bias"), features, kernel, bias)
+    checks.row_labels(function, labels, features)
+    checks.row_numbers(function, "weights", weights, features, scalar=False)
+    checks.row_numbers(function, "temperature", temperature, features, scalar=True)
+    checks.classes_present(function, where, kernel, meshes.Axes((1,)), None)
     by_row, by_class = (math.prod(mesh.shape[name] for name in names) for names in splits)
     if features.shape[0] % by_row:
         rule = f"the first axis of features must be a multiple of {by_row}, the devices of rows; add rows of weight 0"
@@ -226,11 +256,3 @@ def _check_split(function: str, mesh: Mesh, splits: Splits, features: jax.Array,
             "num_classes"
         )
         checks.fail(ValueError, function, rule, kernel=kernel)
-    sharding = jax.typeof(features).sharding if isinstance(features, jax.core.Tracer) else features.sharding
-    spec = tuple(getattr(sharding, "spec", ()))
-    if len(spec) == features.ndim and spec[-1] is not None:
-        rule = (
-            "features must be whole along D; gather them first, by jax.lax.with_sharding_constraint or, on an explicit "
-            "mesh, jax.sharding.reshard"
-        )
-        checks.fail(ValueError, function, rule, features=features, sharding=sharding)

@@ -386,6 +386,27 @@ def test_a_users_objective_closes_over_what_is_differentiated():
             np.testing.assert_allclose(size * ours_slope, slope, rtol=1e-5)
 
 
+def test_a_users_objective_closes_over_integers_and_keys():
+    """Traced numbers without a derivative: under grad of jit they would leak from a rule that closes over them."""
+    features, kernel, _, _, _, labels = arguments(1.0)
+    labels = np.abs(labels) % V
+
+    def ours(kernel, power, key):
+        def objective(statistics):
+            share = jax.random.uniform(key, (), jnp.float32)
+            return -statistics.log_prob * power.astype(jnp.float32) + share * statistics.error_prob
+
+        return jaxsoftmax.linear_loss(objective, features, kernel, labels, block_size=4)
+
+    def expected(kernel, power, key):
+        statistics = jaxsoftmax.row_statistics(features @ kernel, labels)
+        share = jax.random.uniform(key, (), jnp.float32)
+        return jnp.mean(-statistics.log_prob * power.astype(jnp.float32) + share * statistics.error_prob)
+
+    given = kernel, jnp.int32(2), jax.random.key(0)
+    np.testing.assert_allclose(jax.grad(jax.jit(ours))(*given), jax.grad(expected)(*given), rtol=1e-5, atol=1e-6)
+
+
 def products(function, *args):
     """Floating-point operations of the compiled program, in units of one product of a block."""
     compiled = jax.jit(function).lower(*args).compile()

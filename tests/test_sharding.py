@@ -218,6 +218,31 @@ MESH = mesh_of((2, 4))
         (lambda f: f(objectives.focal, MESH, classes="data"), ValueError, "rows and classes must be different axes"),
         (lambda f: f(objectives.focal, MESH, rows=3), TypeError, "must be a string or a tuple of different ones"),
         (lambda f: f(1.0, MESH), TypeError, "objective must be a function"),
+        (lambda f: f(objectives.focal, None), TypeError, "mesh must be a jax.sharding.Mesh"),
+        (lambda f: f(objectives.focal, MESH)(FEATURES, KERNEL.T, LABELS), ValueError, "kernel must have shape [D, V]"),
+        (lambda f: f(objectives.focal, MESH)(FEATURES, KERNEL, LABELS[1:]), ValueError, "labels must have the shape"),
+        (lambda f: f(objectives.focal, MESH)(FEATURES, KERNEL, LABELS * 1.0), TypeError, "labels must be integers"),
+        (
+            lambda f: f(objectives.focal, MESH)(FEATURES, KERNEL, LABELS, weights=WEIGHTS[1:]),
+            ValueError,
+            "weights must have one number per row",
+        ),
+        (
+            lambda f: f(objectives.focal, MESH)(FEATURES, KERNEL, LABELS, temperature=WEIGHTS[1:]),
+            ValueError,
+            "temperature must be a scalar or have one number per row",
+        ),
+        (lambda f: f(objectives.focal, MESH)(FEATURES, KERNEL, LABELS, temperature=-1.0), ValueError, "temperature"),
+        (
+            lambda f: f(objectives.focal, MESH)(FEATURES, KERNEL, LABELS, bias=BIAS[1:]),
+            ValueError,
+            "bias must have shape [V]",
+        ),
+        (
+            lambda f: f(objectives.focal, MESH)(FEATURES, KERNEL, LABELS, where=BIAS[1:] > 0),
+            ValueError,
+            "where must have shape [V]",
+        ),
         (lambda f: f(objectives.focal, MESH)(FEATURES, KERNEL[:, :62], LABELS), ValueError, "pass num_classes"),
         (lambda f: f(objectives.focal, MESH)(FEATURES[:47], KERNEL, LABELS[:47]), ValueError, "rows of weight 0"),
         (lambda f: f(objectives.focal, MESH)(FEATURES[0], KERNEL, LABELS), ValueError, "must have shape [N, ..., D]"),
@@ -244,6 +269,26 @@ def test_error_of_features_split_along_their_width() -> None:
         loss = jaxsoftmax.sharded_linear_loss(objectives.focal, mesh)
         with pytest.raises(ValueError, match="features must be whole along D"):
             (jax.jit(loss) if mode == "explicit" else loss)(features, KERNEL, LABELS)
+
+
+def test_closures() -> None:
+    """A traced number that the objective closes over has its gradient on an automatic mesh; an explicit one refuses."""
+    closing = {
+        mode: jax.device_put(np.float32(0.5), NamedSharding(mesh_of((2, 4), mode), PartitionSpec())) for mode in MODES
+    }
+
+    def slope(loss: Callable[..., Any]) -> Any:
+        return jax.jit(jax.grad(lambda g: loss(lambda s: g * s.error_prob - s.log_prob)(FEATURES, KERNEL, LABELS)))
+
+    expected = slope(lambda f: functools.partial(jaxsoftmax.linear_loss, f))(0.5)
+    actual = slope(lambda f: jaxsoftmax.sharded_linear_loss(f, MESH))(closing["auto"])
+    np.testing.assert_allclose(actual, expected, rtol=1e-5)
+    mesh = mesh_of((2, 4), "explicit")
+    with (
+        pytest.raises(ValueError, match="objective must not close over arrays on an explicit mesh"),
+        jax.set_mesh(mesh),
+    ):
+        slope(lambda f: jaxsoftmax.sharded_linear_loss(f, mesh))(closing["explicit"])
 
 
 def test_rows_or_classes_alone() -> None:

@@ -270,6 +270,10 @@ def _scan_gradients(
     return Inputs(sides, None, drows, None), kept, total
 
 
+def _floating(x: jax.Array) -> bool:
+    return bool(jnp.issubdtype(x.dtype, jnp.floating))
+
+
 def _as_arguments(gradients: Any, arguments: Any) -> Any:
     """One cotangent per argument, of its dtype, and None for integers, booleans and None.
 
@@ -277,8 +281,9 @@ def _as_arguments(gradients: Any, arguments: Any) -> Any:
     """
 
     def one(argument: Any, gradient: Any) -> Any:
-        floating = argument is not None and jnp.issubdtype(argument.dtype, jnp.floating)
-        return meshes.sum_like(gradient, argument).astype(argument.dtype) if floating and gradient is not None else None
+        if argument is None or gradient is None or not _floating(argument):
+            return None
+        return meshes.sum_like(gradient, argument).astype(argument.dtype)
 
     return jax.tree.map(one, arguments, gradients, is_leaf=lambda x: x is None)
 
@@ -405,20 +410,32 @@ def _weighted(weights: jax.Array, losses: jax.Array) -> jax.Array:
     return jnp.where(weights == 0, 0.0, weights * losses)
 
 
+def _with_floats(
+    consts: tuple[Any, ...], floats: tuple[Any, ...], of: tuple[Any, ...] | None = None
+) -> tuple[Any, ...]:
+    """The constants (or what is in their places) with others for the floating ones, which alone have derivatives."""
+    left = iter(floats)
+    return tuple(
+        next(left) if _floating(there) else c for c, there in zip(consts, consts if of is None else of, strict=True)
+    )
+
+
 def _sum_forward(static: _Structured, *leaves: Any) -> Any:
     plan, (inputs, weights, consts) = static.plan, static.inputs(leaves)
+    floats = tuple(c for c in consts if _floating(c))
 
     def slopes(logits: Any, block: _Block, weights: Any, _: Any) -> Any:
         outs, numbers = plan.rules.forward(plan.options, logits, block.rows)
         # A row of weight 0 shows the objective zeros, so that no infinite loss of it meets the cotangent 0.
         outs = jax.tree.map(lambda x: jnp.where(weights == 0, 0.0, x), outs)
-        losses, pull = jax.vjp(static.objective, outs, consts)
-        cotangents, dconsts = pull(weights)
+        losses, pull = jax.vjp(lambda outs, some: static.objective(outs, _with_floats(consts, some)), outs, floats)
+        cotangents, dfloats = pull(weights)
         cotangents = jax.tree.map(lambda c: jnp.where(weights == 0, 0.0, c), cotangents)
         dlogits, drows = plan.rules.backward(plan.options, logits, block.rows, numbers, cotangents)
-        return dlogits, drows, losses, dconsts
+        return dlogits, drows, losses, dfloats
 
-    gradients, losses, dconsts = _scan_gradients(plan, inputs, slopes, consts, weights)
+    gradients, losses, dfloats = _scan_gradients(plan, inputs, slopes, floats, weights)
+    dconsts = _with_floats(tuple(None for _ in consts), dfloats, of=consts)
     losses = jnp.where(weights == 0, 0.0, losses)
     return jnp.sum(_weighted(weights, losses)), _SumResiduals(_Summed(gradients, losses, dconsts), leaves)
 

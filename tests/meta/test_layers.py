@@ -53,7 +53,7 @@ ALLOWED: dict[str, set[str]] = {
     "linear": CORE | L1 | L2,
     "linear_distributions": CORE | L1 | L2,
     "linear_ranks": CORE | L1 | L2 | {"losses"},
-    "sharding": CORE | L1 | {"linear"},
+    "sharding": CORE | L1 | {"linear", "linear_rows"},
     "calibration.inputs": CORE | L1,
     "calibration.metrics": UP_TO_L3 | {"calibration.inputs"},
     "calibration.smooth_metrics": UP_TO_L3 | {"calibration.inputs"},
