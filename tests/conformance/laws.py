@@ -14,6 +14,7 @@ from jax import lax
 from jax.sharding import AxisType, PartitionSpec
 
 from tests.conformance.operations import Operation
+from tests.helpers import hurried_jit
 
 Function = Callable[..., jax.Array]
 
@@ -129,9 +130,7 @@ LAWS = {law.__name__: law for law in (first_order, higher_order, control_flow, s
 def evaluate(name: str, operation: Operation, function: Function, forward: bool) -> dict[str, Any]:
     """All results of the law, from one compiled program."""
     f = scalar(operation, function)
-    # Compiled without optimization: the laws are about derivatives, and most of their time is the compiler's.
-    options = {"xla_backend_optimization_level": 0}
-    return jax.jit(lambda *args: LAWS[name](f, operation, args, forward), compiler_options=options)(*operation.args)
+    return hurried_jit(lambda *args: LAWS[name](f, operation, args, forward))(*operation.args)
 
 
 def differences(actual: Any, expected: Any) -> float:

@@ -14,9 +14,9 @@ from tests.conformance.operations import OPERATIONS
 
 
 @functools.cache
-def _expected(law: str, name: str, forward: bool) -> dict[str, Any]:
+def _expected(law: str, name: str) -> dict[str, Any]:
     operation = OPERATIONS[name]
-    return laws.evaluate(law, operation, operation.plain, forward)
+    return laws.evaluate(law, operation, operation.plain, True)
 
 
 @pytest.mark.parametrize("forward", [False, True], ids=["custom_vjp", "custom_jvp"])
@@ -27,8 +27,8 @@ def test_law(law: str, name: str, forward: bool) -> None:
     operation = OPERATIONS[name]
     with jaxsoftmax.forward_mode() if forward else contextlib.nullcontext():
         actual = laws.evaluate(law, operation, operation.function, forward)
-    expected = _expected(law, name, forward)
-    wrong = {key: laws.differences(actual[key], expected[key]) for key in expected}
+    expected = _expected(law, name)
+    wrong = {key: laws.differences(actual[key], expected[key]) for key in actual}
     assert not {key: value for key, value in wrong.items() if not value <= laws.TOLERANCES[law]}
 
 
