@@ -28,6 +28,7 @@ __all__ = [
     "probabilities",
     "row_weights",
     "rows_of",
+    "sums_by",
     "visible",
 ]
 
@@ -240,6 +241,18 @@ def events(rows: Rows, classwise: bool) -> tuple[jax.Array, jax.Array]:
     top = jnp.argmax(scores, axis=1).astype(rows.labels.dtype)
     right = (top == rows.labels) & (confidence != 0)
     return confidence[None], right.astype(probs.dtype)[None]
+
+
+def sums_by(index: jax.Array, values: jax.Array, size: int) -> jax.Array:
+    """[size], the sum of the values [N] of each index [N].
+
+    By runs of rows, whose sums are then added: one by one in float32, a million times 0.9 is 0.892 million. There are
+    so many runs that a sum has few terms in both steps, and that all of them together take no more room than the rows.
+    """
+    rows = index.shape[0]
+    runs = max(1, min(math.isqrt(rows), rows // size))
+    run = jnp.arange(rows, dtype=jnp.int32) % runs
+    return jnp.sum(jnp.zeros((runs, size), values.dtype).at[run, index].add(values), axis=0)
 
 
 def poisoned(tree: Tree, *broken: jax.Array) -> Tree:

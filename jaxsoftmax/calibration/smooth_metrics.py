@@ -251,8 +251,8 @@ def _nodes(places: jax.Array, masses: jax.Array) -> jax.Array:
     left = jnp.clip(jnp.floor(lax.stop_gradient(cells)), 0, CELLS - 1)
     share = cells - left  # not clipped: a place of 1.0000002 differs from 1 by rounding only
     index = left.astype(jnp.int32)
-    nodes = jnp.zeros(CELLS + 1, masses.dtype)
-    return nodes.at[index].add(masses * (1.0 - share)).at[index + 1].add(masses * share)
+    size = CELLS + 1
+    return inputs.sums_by(index, masses * (1.0 - share), size) + inputs.sums_by(index + 1, masses * share, size)
 
 
 def _smoothed(spectrum: jax.Array, bandwidth: jax.Array) -> jax.Array:

@@ -218,6 +218,15 @@ def test_curve_against_the_definition(binning):
         np.testing.assert_allclose(curve.edges, [0, *inner, 1], rtol=1e-6)
 
 
+def test_a_million_rows():
+    """Sums over many rows of one bin keep their digits: one by one in float32, a million times 0.9 is 0.892 million."""
+    probs = np.tile(np.float32([[0.9, 0.1]]), (1_000_000, 1))
+    summary = calibration_summary(np.ones(1_000_000, np.int32), probs=probs, weights=probs[:, 0])
+    errors = (summary.expected_calibration_error, summary.classwise_calibration_error, summary.smooth_calibration_error)
+    np.testing.assert_allclose(errors, 0.9, rtol=1e-5)
+    np.testing.assert_allclose((summary.support[1], summary.predicted[0]), 0.9e6, rtol=1e-5)
+
+
 @pytest.mark.parametrize("function", SCALARS, ids=lambda f: f.__name__)
 def test_integer_weights_are_repetitions(function):
     _, probs, labels, weights = random_case(50, 3)
