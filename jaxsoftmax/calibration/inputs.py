@@ -270,7 +270,10 @@ def poisoned(tree: Tree, *broken: jax.Array) -> Tree:
     def spoil(leaf: jax.Array) -> jax.Array:
         if not jnp.issubdtype(leaf.dtype, jnp.floating):
             return leaf
-        return leaf * jnp.where(any_broken, jnp.nan, 1.0).astype(leaf.dtype)
+        # The selection is for the value, since the compiler drops a NaN that a converted boolean is multiplied by; the
+        # product is for the gradient.
+        spoiled = leaf * jnp.where(any_broken, jnp.nan, 1.0).astype(leaf.dtype)
+        return jnp.where(any_broken, jnp.nan, spoiled)
 
     return jax.tree.map(spoil, tree)
 

@@ -192,6 +192,12 @@ def test_poisoned():
     assert jax.grad(lambda x: inputs.poisoned(x * x, good))(2.0) == 4.0
 
 
+def test_poisoned_booleans_of_one_row():
+    """The compiler takes the product of 0 or 1, converted from a boolean, and NaN for a selection: 0 would stay."""
+    summary = jax.jit(calibration.calibration_summary)(np.int32([9]), probs=P[:1])
+    assert np.isnan(summary.accuracy)
+
+
 def test_a_row_without_any_class_is_wrong():
     """Every logit -inf: confidence 0, and never right, whatever the label."""
     rows = inputs.rows_of("calibration.f", np.int32([0]), np.full((1, 3), -np.inf, np.float32), None, None)
