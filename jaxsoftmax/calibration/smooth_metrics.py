@@ -72,14 +72,16 @@ def smooth_calibration_error(
 
     Numerics:
         On a grid of 4096 cells, in O(N + cells) memory and two short Fourier transforms for each of some six steps. The
-        grid adds to σ² at most a quarter of the square of a cell: 3e-4 of σ at 0.005, 2e-5 at 0.02; below the width of
-        a cell, 2.4e-4, the kernel is as coarse as the grid. Traced labels or probabilities that are out of range, and
+        grid adds to σ² at most a quarter of the square of a cell: 3e-4 of σ at 0.005, 2e-5 at 0.02; lines between
+        its points cut off 1e-5 of the error at 0.005. Below the width of a cell, 2.4e-4, the kernel is as coarse as the
+        grid. Traced labels or probabilities that are out of range, and
         an array of a negative bandwidth, make NaN.
 
     Gradient:
         By the implicit function theorem, d smECE = d(smECE_σ at fixed σ) / (1 - ∂smECE_σ/∂σ), whose denominator is 1 or
         more: finite everywhere, 0 where the error is 0. It is the derivative of the integral, not of its sum on the
-        grid. All modes.
+        grid. All modes; second derivatives are finite too, and right where the smoothed residual changes its sign with
+        a slope.
 
     Example:
         >>> import jax.numpy as jnp, jaxsoftmax
@@ -263,8 +265,17 @@ def _smoothed(spectrum: jax.Array, bandwidth: jax.Array) -> jax.Array:
 
 
 def _norm(spectrum: jax.Array, bandwidth: jax.Array) -> jax.Array:
-    """smECE_σ: the integral of the absolute value over [0, 1], half of that around the circle."""
-    return 0.5 * jnp.sum(jnp.abs(_smoothed(spectrum, bandwidth)))
+    """smECE_σ: the integral of the absolute value over [0, 1], half of that around the circle.
+
+    Linear between the nodes, so that a change of sign moves with the rows, as second derivatives need it: of a line
+    from a > 0 down to -b < 0 the integral is (a² + b²) / 2 (a + b), in units of a cell.
+    """
+    left = _smoothed(spectrum, bandwidth)
+    right = jnp.roll(left, -1)
+    crossed = jnp.sign(left) * jnp.sign(right) < 0
+    both = jnp.abs(left) + jnp.abs(right)
+    squares = jnp.square(left) + jnp.square(right)
+    return 0.25 * jnp.sum(jnp.where(crossed, squares / jnp.where(crossed, both, 1.0), both))
 
 
 def _fixed_point(spectrum: jax.Array) -> jax.Array:
