@@ -72,10 +72,9 @@ def smooth_calibration_error(
 
     Numerics:
         On a grid of 4096 cells, in O(N + cells) memory and two short Fourier transforms for each of some six steps. The
-        grid adds to σ² at most a quarter of the square of a cell: 3e-4 of σ at 0.005, 2e-5 at 0.02; lines between
-        its points cut off 1e-5 of the error at 0.005. Below the width of a cell, 2.4e-4, the kernel is as coarse as the
-        grid. Traced labels or probabilities that are out of range, and
-        an array of a negative bandwidth, make NaN.
+        grid adds to σ² at most a quarter of the square of a cell: 3e-4 of σ at 0.005, 2e-5 at 0.02; lines between its
+        points cut off 1e-5 of the error at 0.005. Below the width of a cell, 2.4e-4, the kernel is as coarse as the
+        grid. Traced labels or probabilities that are out of range, and an array of a negative bandwidth, make NaN.
 
     Gradient:
         By the implicit function theorem, d smECE = d(smECE_σ at fixed σ) / (1 - ∂smECE_σ/∂σ), whose denominator is 1 or
