@@ -188,9 +188,8 @@ def test_gradient_at_a_fixed_bandwidth_is_another():
     def error(p, bandwidth=None):
         return smooth_calibration_error(labels, probs=p, classwise=True, bandwidth=bandwidth)
 
-    fixed = error(probs)
-    implicit, explicit = jax.grad(error)(probs), jax.grad(error)(probs, fixed)
-    slope = jax.grad(lambda s: error(probs, s))(fixed)
+    fixed, implicit = jax.jit(jax.value_and_grad(error))(probs)
+    explicit, slope = jax.jit(jax.grad(error, (0, 1)))(probs, fixed)
     assert slope < -0.1
     np.testing.assert_allclose(implicit * (1 - slope), explicit, rtol=1e-4, atol=1e-7)
 
@@ -204,8 +203,8 @@ def test_gradient_in_forward_mode_and_of_weights():
         return smooth_calibration_error(labels, probs=p, weights=w)
 
     weights = np.ones(30, np.float32)
-    by_probs, by_weights = jax.grad(error, (0, 1))(probs, weights)
-    _, tangent = jax.jvp(lambda p: error(p, weights), (probs,), (direction,))
+    by_probs, by_weights = jax.jit(jax.grad(error, (0, 1)))(probs, weights)
+    _, tangent = jax.jit(lambda p, t: jax.jvp(lambda p: error(p, weights), (p,), (t,)))(probs, direction)
     np.testing.assert_allclose(tangent, np.sum(by_probs * direction), rtol=1e-4)
     # the error does not change with the scale of the weights
     np.testing.assert_allclose(np.sum(by_weights), 0, atol=1e-6)
