@@ -297,8 +297,6 @@ def _fixed_point(spectrum: jax.Array) -> jax.Array:
             low, high = jnp.where(value > 0, root, low), jnp.where(value > 0, high, root)
             newton = root - value / slope
             better = jnp.where((newton >= low) & (newton <= high), newton, 0.5 * (low + high))
-            # NaN stays NaN
-            better = jnp.where(jnp.isnan(value), value, better)
             return better, better - root, low, high, count + 1
 
         first = (start, start, jnp.zeros_like(start), start, jnp.zeros((), jnp.int32))

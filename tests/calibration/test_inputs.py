@@ -202,6 +202,10 @@ def test_poisoned_booleans_of_one_row():
 
 
 def test_a_row_without_any_class_is_wrong():
-    """Every logit -inf: confidence 0, and never right, whatever the label."""
+    """Every logit -inf: confidence 0, and never right, whatever the label; nothing is predicted."""
     rows = inputs.rows_of("calibration.f", np.int32([0]), np.full((1, 3), -np.inf, np.float32), None, None)
     np.testing.assert_array_equal(inputs.events(rows, False), np.zeros((2, 1, 1)))
+    logits = np.concatenate([Z[:3], np.full((1, 3), -np.inf, np.float32)])
+    summary = calibration.calibration_summary(np.zeros(4, np.int32), logits=logits)
+    np.testing.assert_array_equal(summary.predicted, [1, 1, 1])
+    np.testing.assert_array_equal(summary.precision, [1, 0, 0])
