@@ -162,8 +162,9 @@ def smooth_reliability_curve(
 # is
 #     exp(-σ² (1 - cos θ) / h²)  at the frequency θ per cell of width h,
 # which is the Gaussian for σ much above h, has variance σ² for every σ, and is a kernel of nonnegative weights even at
-# σ = 0, where it is the identity. Hence the L1 norm never grows with σ, smECE_σ - σ falls strictly, from smECE_0 at 0
-# to below 0 at smECE_0, and has one root between.
+# σ = 0, where it is the identity. Hence the L1 norm never grows with σ, be it that of the nodes or of the lines between
+# them, of which the kernel takes a mean of translates; smECE_σ - σ falls strictly, from smECE_0 at 0 to below 0 at
+# smECE_0, and has one root between.
 
 
 _jit = functools.partial(jax.jit, inline=True)
