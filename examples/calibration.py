@@ -95,7 +95,7 @@ def measure(logits: jax.Array, labels: jax.Array, *, weights: jax.Array) -> Meas
 
 
 def every_calibration(logits: jax.Array, choice: calibration.CalibratorChoice) -> dict[str, jax.Array]:
-    """The logits under each of `calibration.CALIBRATORS`, by their names in the table."""
+    """The logits under each calibrator of the choice, in the order of its names, by their names in the table."""
     return {
         "uncalibrated": logits,
         "temperature": calibration.apply_temperature(logits, choice.temperature),

@@ -10,7 +10,7 @@ from jax.typing import ArrayLike
 
 from jaxsoftmax._core import arrays, checks
 from jaxsoftmax.calibration import inputs
-from jaxsoftmax.calibration.affine_fits import AffineFit, Penalties, centred, normalized, product, solve_affine
+from jaxsoftmax.calibration.affine_fits import Penalties, centred, normalized, product, solve_affine
 from jaxsoftmax.calibration.scaling import fit_rows, made_by
 
 __all__ = [
@@ -138,9 +138,7 @@ def fit_vector_scaling(
     References:
         C. Guo et al., On Calibration of Modern Neural Networks, 2017.
     """
-    name = "calibration.fit_vector_scaling"
-    found = _checked_fit(name, _VECTOR, logits, labels, weights, where, diagonal_penalty, 0.0, intercept_penalty)
-    return VectorScaling(*found)
+    return _fit(_VECTOR, logits, labels, weights, where, diagonal_penalty, 0.0, intercept_penalty)
 
 
 def fit_matrix_scaling(
@@ -194,9 +192,8 @@ def fit_matrix_scaling(
         M. Kull et al., Beyond temperature scaling: Obtaining well-calibrated multi-class probabilities with Dirichlet
         calibration, 2019 (ODIR).
     """
-    name = "calibration.fit_matrix_scaling"
     penalties = (diagonal_penalty, off_diagonal_penalty, intercept_penalty)
-    return MatrixScaling(*_checked_fit(name, _MATRIX, logits, labels, weights, where, *penalties))
+    return _fit(_MATRIX, logits, labels, weights, where, *penalties)
 
 
 def fit_dirichlet(
@@ -249,9 +246,8 @@ def fit_dirichlet(
         M. Kull et al., Beyond temperature scaling: Obtaining well-calibrated multi-class probabilities with Dirichlet
         calibration, 2019.
     """
-    name = "calibration.fit_dirichlet"
     penalties = (diagonal_penalty, off_diagonal_penalty, intercept_penalty)
-    return DirichletCalibration(*_checked_fit(name, _DIRICHLET, logits, labels, weights, where, *penalties))
+    return _fit(_DIRICHLET, logits, labels, weights, where, *penalties)
 
 
 def apply_vector_scaling(logits: ArrayLike, calibrator: VectorScaling, *, where: ArrayLike | None = None) -> jax.Array:
@@ -284,8 +280,7 @@ def apply_vector_scaling(logits: ArrayLike, calibrator: VectorScaling, *, where:
     References:
         C. Guo et al., On Calibration of Modern Neural Networks, 2017.
     """
-    made_by("calibration.apply_vector_scaling", calibrator, VectorScaling, "fit_vector_scaling")
-    return _apply("calibration.apply_vector_scaling", _VECTOR, logits, where, calibrator.scale, calibrator.bias)
+    return _apply(_VECTOR, logits, where, calibrator)
 
 
 def apply_matrix_scaling(logits: ArrayLike, calibrator: MatrixScaling, *, where: ArrayLike | None = None) -> jax.Array:
@@ -318,8 +313,7 @@ def apply_matrix_scaling(logits: ArrayLike, calibrator: MatrixScaling, *, where:
     References:
         C. Guo et al., On Calibration of Modern Neural Networks, 2017.
     """
-    made_by("calibration.apply_matrix_scaling", calibrator, MatrixScaling, "fit_matrix_scaling")
-    return _apply("calibration.apply_matrix_scaling", _MATRIX, logits, where, calibrator.kernel, calibrator.bias)
+    return _apply(_MATRIX, logits, where, calibrator)
 
 
 def apply_dirichlet(
@@ -356,23 +350,25 @@ def apply_dirichlet(
         M. Kull et al., Beyond temperature scaling: Obtaining well-calibrated multi-class probabilities with Dirichlet
         calibration, 2019.
     """
-    made_by("calibration.apply_dirichlet", calibrator, DirichletCalibration, "fit_dirichlet")
-    return _apply("calibration.apply_dirichlet", _DIRICHLET, logits, where, calibrator.kernel, calibrator.bias)
+    return _apply(_DIRICHLET, logits, where, calibrator)
 
 
 class _Kind(NamedTuple):
-    """What is static: whether the kernel is a diagonal, and whether it is applied to log-probabilities."""
+    """Its name in those of the functions, what a fit returns, and whether it is applied to log-probabilities."""
 
-    vector: bool
+    name: str
+    fitted: Any
     logarithmic: bool
 
 
-_VECTOR, _MATRIX, _DIRICHLET = _Kind(True, False), _Kind(False, False), _Kind(False, True)
+_VECTOR = _Kind("vector_scaling", VectorScaling, False)
+_MATRIX = _Kind("matrix_scaling", MatrixScaling, False)
+_DIRICHLET = _Kind("dirichlet", DirichletCalibration, True)
 
 
-def _checked_fit(
-    function: str, kind: _Kind, logits: Any, labels: Any, weights: Any, where: Any, *penalties: Any
-) -> AffineFit:
+def _fit(kind: _Kind, logits: Any, labels: Any, weights: Any, where: Any, *penalties: Any) -> Any:
+    """What kind.fitted has: the kernel, a diagonal for vector scaling, the intercepts and the report."""
+    function = f"calibration.fit_{kind.name}"
     names = ("diagonal_penalty", "off_diagonal_penalty", "intercept_penalty")
     given = dict(zip(names, penalties, strict=True))
     checks.numbers_in(function, 0, math.inf, **given)
@@ -380,7 +376,7 @@ def _checked_fit(
     assert rows.logits is not None
     dtype = arrays.compute_dtype(rows.logits.dtype)
     scalars = Penalties(*(checks.scalar(function, dtype, **{name: value}) for name, value in given.items()))
-    return solve_affine(rows, scalars, vector=kind.vector, logarithmic=kind.logarithmic)
+    return kind.fitted(*solve_affine(rows, scalars, vector=kind is _VECTOR, logarithmic=kind.logarithmic))
 
 
 def default_penalties(rows: inputs.Rows) -> Penalties:
@@ -388,7 +384,10 @@ def default_penalties(rows: inputs.Rows) -> Penalties:
     return Penalties(*(jnp.full((), PENALTY, rows.weights.dtype) for _ in Penalties._fields))
 
 
-def _apply(function: str, kind: _Kind, logits: Any, where: Any, kernel: jax.Array, bias: jax.Array) -> jax.Array:
+def _apply(kind: _Kind, logits: Any, where: Any, calibrator: Any) -> jax.Array:
+    function = f"calibration.apply_{kind.name}"
+    made_by(function, calibrator, kind.fitted, f"fit_{kind.name}")
+    kernel, bias = calibrator[:2]
     logits = checks.floating(function, logits=logits)
     mask = checks.mask(function, where, logits, checks.class_axis(function, -1, logits=logits))
     if bias.shape != logits.shape[-1:]:

@@ -326,7 +326,7 @@ def _threshold(scores: jax.Array, weights: Any, *, alpha: tuple[int, int]) -> ja
         count = jnp.sum(counted, dtype=jnp.int32)
         broken = counted & (broken | (weights != 1))
         scores = jnp.where(counted, scores, jnp.inf)
-    rank = _rank(count, alpha)
+    rank = jnp.maximum(_rank(count, alpha), 1)  # 0 only where the fraction is 1, for an alpha next to it
     rising = jnp.append(jnp.sort(scores), jnp.asarray(jnp.inf, scores.dtype))
     chosen = rising[jnp.minimum(rank, size + 1) - 1]
     return jnp.where(jnp.any(broken), jnp.nan, jnp.where(rank > count, jnp.inf, chosen))

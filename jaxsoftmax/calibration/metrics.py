@@ -327,12 +327,10 @@ def _curve(rows: inputs.Rows, bins: int, binning: str, classwise: bool) -> Relia
         fixed = lax.stop_gradient(said)
         edges, index = _by_width(fixed, bins) if binning == "width" else _by_mass(fixed, weights, bins)
 
-        def total(values: jax.Array) -> jax.Array:
-            return jnp.zeros(bins, values.dtype).at[index].add(values)
-
-        weight = total(weights)
+        weight = inputs.sums_by(index, weights, bins)
         inverse = jnp.where(weight == 0, 0.0, 1.0 / jnp.where(weight == 0, 1.0, weight))
-        confidence, accuracy, gap = (total(weights * values) * inverse for values in (said, came, came - said))
+        sums = (inputs.sums_by(index, weights * values, bins) for values in (said, came, came - said))
+        confidence, accuracy, gap = (each * inverse for each in sums)
         return ReliabilityCurve(edges, confidence, accuracy, gap, weight)
 
     return jax.vmap(one)(*inputs.events(rows, classwise))

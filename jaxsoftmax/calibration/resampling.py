@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 
@@ -94,7 +95,7 @@ def bootstrap(
         checks.fail(TypeError, name, "arrays must be a tuple of one array or more", arrays=arrays)
     checks.whole(name, resamples=resamples, batch_size=batch_size)
     checks.numbers_in(name, 1, math.inf, resamples=resamples, batch_size=batch_size)
-    if not 0 < level < 1:
+    if not (isinstance(level, int | float | np.number) and 0 < level < 1):
         checks.fail(ValueError, name, "level must be between 0 and 1, and neither", level=level)
     first = checks.numeric(name, arrays=arrays[0])
     if first.ndim == 0 or first.shape[0] == 0:

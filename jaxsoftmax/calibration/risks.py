@@ -104,6 +104,7 @@ def _curve(scores: jax.Array, losses: jax.Array, weights: jax.Array) -> tuple[ja
     order = jnp.lexsort((lax.stop_gradient(weights), scores, weights == 0))
     scores, losses, weights = scores[order], losses[order], weights[order]
     accepted, lost = jnp.cumsum(weights), jnp.cumsum(weights * losses)
+    accepted += lax.stop_gradient(lax.cummax(accepted) - accepted)  # summed in parallel, it may fall by a rounding
     place = jnp.arange(size, dtype=jnp.int32)
     before, lost_before = (jnp.where(place == 0, 0.0, jnp.roll(total, 1)) for total in (accepted, lost))
 

@@ -72,14 +72,15 @@ def smooth_calibration_error(
 
     Numerics:
         On a grid of 4096 cells, in O(N + cells) memory and two short Fourier transforms for each of some six steps. The
-        grid adds to σ² at most a quarter of the square of a cell: 3e-4 of σ at 0.005, 2e-5 at 0.02; below the width of
-        a cell, 2.4e-4, the kernel is as coarse as the grid. Traced labels or probabilities that are out of range, and
-        an array of a negative bandwidth, make NaN.
+        grid adds to σ² at most a quarter of the square of a cell: 3e-4 of σ at 0.005, 2e-5 at 0.02; lines between its
+        points cut off 1e-5 of the error at 0.005. Below the width of a cell, 2.4e-4, the kernel is as coarse as the
+        grid. Traced labels or probabilities that are out of range, and an array of a negative bandwidth, make NaN.
 
     Gradient:
         By the implicit function theorem, d smECE = d(smECE_σ at fixed σ) / (1 - ∂smECE_σ/∂σ), whose denominator is 1 or
         more: finite everywhere, 0 where the error is 0. It is the derivative of the integral, not of its sum on the
-        grid. All modes.
+        grid. All modes; second derivatives are finite too, and right where the smoothed residual changes its sign with
+        a slope.
 
     Example:
         >>> import jax.numpy as jnp, jaxsoftmax
@@ -161,8 +162,9 @@ def smooth_reliability_curve(
 # is
 #     exp(-σ² (1 - cos θ) / h²)  at the frequency θ per cell of width h,
 # which is the Gaussian for σ much above h, has variance σ² for every σ, and is a kernel of nonnegative weights even at
-# σ = 0, where it is the identity. Hence the L1 norm never grows with σ, smECE_σ - σ falls strictly, from smECE_0 at 0
-# to below 0 at smECE_0, and has one root between.
+# σ = 0, where it is the identity. Hence the L1 norm never grows with σ, be it that of the nodes or of the lines between
+# them, of which the kernel takes a mean of translates; smECE_σ - σ falls strictly, from smECE_0 at 0 to below 0 at
+# smECE_0, and has one root between.
 
 
 _jit = functools.partial(jax.jit, inline=True)
@@ -251,8 +253,8 @@ def _nodes(places: jax.Array, masses: jax.Array) -> jax.Array:
     left = jnp.clip(jnp.floor(lax.stop_gradient(cells)), 0, CELLS - 1)
     share = cells - left  # not clipped: a place of 1.0000002 differs from 1 by rounding only
     index = left.astype(jnp.int32)
-    nodes = jnp.zeros(CELLS + 1, masses.dtype)
-    return nodes.at[index].add(masses * (1.0 - share)).at[index + 1].add(masses * share)
+    size = CELLS + 1
+    return inputs.sums_by(index, masses * (1.0 - share), size) + inputs.sums_by(index + 1, masses * share, size)
 
 
 def _smoothed(spectrum: jax.Array, bandwidth: jax.Array) -> jax.Array:
@@ -263,8 +265,17 @@ def _smoothed(spectrum: jax.Array, bandwidth: jax.Array) -> jax.Array:
 
 
 def _norm(spectrum: jax.Array, bandwidth: jax.Array) -> jax.Array:
-    """smECE_σ: the integral of the absolute value over [0, 1], half of that around the circle."""
-    return 0.5 * jnp.sum(jnp.abs(_smoothed(spectrum, bandwidth)))
+    """smECE_σ: the integral of the absolute value over [0, 1], half of that around the circle.
+
+    Linear between the nodes, so that a change of sign moves with the rows, as second derivatives need it: of a line
+    from a > 0 down to -b < 0 the integral is (a² + b²) / 2 (a + b), in units of a cell.
+    """
+    left = _smoothed(spectrum, bandwidth)
+    right = jnp.roll(left, -1)
+    crossed = jnp.sign(left) * jnp.sign(right) < 0
+    both = jnp.abs(left) + jnp.abs(right)
+    squares = jnp.square(left) + jnp.square(right)
+    return 0.25 * jnp.sum(jnp.where(crossed, squares / jnp.where(crossed, both, 1.0), both))
 
 
 def _fixed_point(spectrum: jax.Array) -> jax.Array:
@@ -287,8 +298,6 @@ def _fixed_point(spectrum: jax.Array) -> jax.Array:
             low, high = jnp.where(value > 0, root, low), jnp.where(value > 0, high, root)
             newton = root - value / slope
             better = jnp.where((newton >= low) & (newton <= high), newton, 0.5 * (low + high))
-            # NaN stays NaN
-            better = jnp.where(jnp.isnan(value), value, better)
             return better, better - root, low, high, count + 1
 
         first = (start, start, jnp.zeros_like(start), start, jnp.zeros((), jnp.int32))

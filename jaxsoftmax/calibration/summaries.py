@@ -102,15 +102,12 @@ def _summary_call(rows: inputs.Rows, *, bins: int) -> CalibrationSummary:
     scores: Any = rows.logits if rows.probs is None else rows.probs
     classes, top = scores.shape[1], jnp.argmax(scores, axis=1)
 
-    def weight_by_class(values: jax.Array, index: jax.Array) -> jax.Array:
-        return jnp.zeros(classes, values.dtype).at[index].add(values)
-
     def share(part: jax.Array, whole: jax.Array) -> jax.Array:
         return jnp.where(whole == 0, 0.0, part / jnp.where(whole == 0, 1.0, whole))
 
-    hits = weight_by_class(rows.weights * right, rows.labels)
-    support = weight_by_class(rows.weights, rows.labels)
-    predicted = weight_by_class(jnp.where(confidence == 0, 0.0, rows.weights), top)
+    hits = inputs.sums_by(rows.labels, rows.weights * right, classes)
+    support = inputs.sums_by(rows.labels, rows.weights, classes)
+    predicted = inputs.sums_by(top, jnp.where(confidence == 0, 0.0, rows.weights), classes)
     summary = CalibrationSummary(
         accuracy=weighted_mean(right, rows.weights),
         confidence=weighted_mean(confidence, rows.weights),

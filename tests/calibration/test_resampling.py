@@ -164,6 +164,7 @@ BAD = [
     ({"resamples": 10.0}, TypeError, "resamples must be an integer"),
     ({"batch_size": 0}, ValueError, "batch_size must be 1 or more"),
     ({"level": 95}, ValueError, "level must be between 0 and 1"),
+    ({"level": "95 %"}, ValueError, "level must be between 0 and 1"),
     ({"level": 0.0}, ValueError, "level must be between 0 and 1"),
 ]
 

@@ -65,6 +65,13 @@ def test_excess_is_between_that_of_the_best_and_of_the_worst_score():
         assert 0.05 < calibration.selective_risk(scores, losses).excess < worst
 
 
+def test_coverage_rises_over_a_million_weights():
+    """Parallel sums of positive numbers may fall by a rounding."""
+    scores, weights = np.random.default_rng(0).uniform(size=(2, 1_000_000)).astype(np.float32)
+    coverage = calibration.selective_risk(scores, np.zeros(1_000_000, np.float32), weights=weights).coverage
+    assert np.all(np.diff(coverage) >= 0) and coverage[-1] == 1
+
+
 def test_weights():
     """Against the plain cumulative sums, and independent of the order of the rows, ties included."""
     rng = np.random.default_rng(2)
