@@ -1,6 +1,5 @@
 """Planted data, and the one assertion that says what the numerics promise."""
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -10,10 +9,6 @@ import numpy as np
 import pytest
 
 from benchmarks import programs
-
-# Options of a compiler that is in a hurry, for tests of how things are put together: most of their time is its own.
-IN_HURRY = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
-hurried_jit = functools.partial(jax.jit, compiler_options=IN_HURRY)
 
 SCALES = (0.1, 1.0, 5.0, 30.0)
 GAPS = (17.0, 40.0, 80.0)

@@ -13,7 +13,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import jaxsoftmax
 from jaxsoftmax import objectives
-from tests.helpers import SCALES, assert_same, hurried_jit, message_bytes
+from tests.helpers import SCALES, assert_same, message_bytes
 
 N, V, D = 48, 64, 8
 PADDED = 61  # classes, where the last columns of the kernel are padding
@@ -61,9 +61,7 @@ def placed(mesh: jax.sharding.Mesh, *arrays: np.ndarray) -> list[jax.Array]:
 def on_mesh(objective: Any, mesh: jax.sharding.Mesh, **options: Any) -> Callable[..., Any]:
     """Value and gradients of the sharded loss; options may name a place where rows are split for labels."""
     loss = jaxsoftmax.sharded_linear_loss(objective, mesh)
-    return hurried_jit(
-        jax.value_and_grad(lambda h, w, b, r, y: loss(h, w, y, bias=b, weights=r, **options), (0, 1, 2, 3))
-    )
+    return jax.jit(jax.value_and_grad(lambda h, w, b, r, y: loss(h, w, y, bias=b, weights=r, **options), (0, 1, 2, 3)))
 
 
 def on_one(objective: Any, **options: Any) -> Callable[..., Any]:
@@ -72,7 +70,7 @@ def on_one(objective: Any, **options: Any) -> Callable[..., Any]:
     def loss(h: Any, w: Any, b: Any, r: Any, y: Any) -> jax.Array:
         return jaxsoftmax.linear_loss(objective, h, w, y, bias=b, weights=r, **options)
 
-    return hurried_jit(jax.value_and_grad(loss, (0, 1, 2, 3)))
+    return jax.jit(jax.value_and_grad(loss, (0, 1, 2, 3)))
 
 
 @pytest.mark.parametrize("num_classes", [None, PADDED])
@@ -139,10 +137,10 @@ def test_statistics(mode: str) -> None:
     mesh = mesh_of((2, 4), mode)
     features, labels = FEATURES.reshape(6, 8, D), LABELS.reshape(6, 8)
     statistics = jaxsoftmax.sharded_linear_statistics(mesh)
-    expected = hurried_jit(functools.partial(jaxsoftmax.linear_statistics, temperature=0.5))(features, KERNEL, labels)
+    expected = jax.jit(functools.partial(jaxsoftmax.linear_statistics, temperature=0.5))(features, KERNEL, labels)
     by_row, kernel = NamedSharding(mesh, SPECS[0]), jax.device_put(KERNEL, NamedSharding(mesh, SPECS[1]))
     arguments = jax.device_put(features, by_row), kernel, jax.device_put(labels, by_row)
-    actual = hurried_jit(functools.partial(statistics, temperature=0.5))(*arguments)
+    actual = jax.jit(functools.partial(statistics, temperature=0.5))(*arguments)
     assert_same(actual, expected)
     assert actual.target.sharding.spec[0] == "data"
 
@@ -270,7 +268,7 @@ def test_error_of_features_split_along_their_width() -> None:
         features = jax.device_put(FEATURES, NamedSharding(mesh, PartitionSpec("data", "model")))
         loss = jaxsoftmax.sharded_linear_loss(objectives.focal, mesh)
         with pytest.raises(ValueError, match="features must be whole along D"):
-            (hurried_jit(loss) if mode == "explicit" else loss)(features, KERNEL, LABELS)
+            (jax.jit(loss) if mode == "explicit" else loss)(features, KERNEL, LABELS)
 
 
 def test_closures() -> None:
@@ -280,7 +278,7 @@ def test_closures() -> None:
     }
 
     def slope(loss: Callable[..., Any]) -> Any:
-        return hurried_jit(jax.grad(lambda g: loss(lambda s: g * s.error_prob - s.log_prob)(FEATURES, KERNEL, LABELS)))
+        return jax.jit(jax.grad(lambda g: loss(lambda s: g * s.error_prob - s.log_prob)(FEATURES, KERNEL, LABELS)))
 
     expected = slope(lambda f: functools.partial(jaxsoftmax.linear_loss, f))(0.5)
     actual = slope(lambda f: jaxsoftmax.sharded_linear_loss(f, MESH))(closing["auto"])
@@ -298,7 +296,7 @@ def test_rows_or_classes_alone() -> None:
     expected = on_one(everything)(FEATURES, KERNEL, BIAS, WEIGHTS, LABELS)
     for rows, classes in ((None, ("data", "model")), (("data", "model"), None)):
         loss = jaxsoftmax.sharded_linear_loss(everything, MESH, rows=rows, classes=classes)
-        gradient = hurried_jit(
+        gradient = jax.jit(
             jax.value_and_grad(lambda h, w, b, r, loss=loss: loss(h, w, LABELS, bias=b, weights=r), (0, 1, 2, 3))
         )
         assert_same(gradient(FEATURES, KERNEL, BIAS, WEIGHTS), expected)

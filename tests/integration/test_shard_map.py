@@ -12,7 +12,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import jaxsoftmax
 from jaxsoftmax import objectives
-from tests.helpers import SCALES, assert_same, hurried_jit, message_bytes
+from tests.helpers import SCALES, assert_same, message_bytes
 
 N, V, D = 8, 16, 3
 # The first and the last class of every device, whether there are 4 or 8.
@@ -261,8 +261,8 @@ def test_laws(name: str, law: str) -> None:
     """Every transformation, on a mesh of rows and classes."""
     split = OPERATIONS[name]
     check, transformed = LAWS[law], over((2, 4), split)
-    expected = hurried_jit(lambda *a: check(alone(split), *a))(*split.args)
-    assert_same(hurried_jit(lambda *a: check(transformed, *a))(*split.args), expected)
+    expected = jax.jit(lambda *a: check(alone(split), *a))(*split.args)
+    assert_same(jax.jit(lambda *a: check(transformed, *a))(*split.args), expected)
 
 
 @pytest.mark.parametrize(
@@ -272,10 +272,22 @@ def test_scales(name: str, shape: tuple[int, int]) -> None:
     """Value and gradients on meshes of every shape, at four scales of the logits."""
     split = OPERATIONS[name]
     first, transformed = split.args[0], over(shape, split)
-    one, many = (hurried_jit(lambda *a, f=f: gradients(f, *a)) for f in (alone(split), transformed))
+    one, many = (jax.jit(lambda *a, f=f: gradients(f, *a)) for f in (alone(split), transformed))
     for scale in SCALES if name not in ("mean", "weighted_mean") else (1.0,):
         args = (first * np.float32(scale), *split.args[1:])
         assert_same(many(*args), one(*args))
+
+
+@pytest.mark.parametrize("name", ["softmax", "cross_entropy"])
+def test_half_precision(name: str) -> None:
+    """bfloat16 logits: float32 on every device, and the one rounding of one device."""
+    split = OPERATIONS[name]
+    args = (jnp.asarray(split.args[0], jnp.bfloat16), *split.args[1:])
+    actual, expected = (jax.jit(lambda *a, f=f: gradients(f, *a))(*args) for f in (over((2, 4), split), alone(split)))
+    for a, e in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        assert a.dtype == e.dtype
+        a, e = (np.asarray(x, np.float32) for x in (a, e))
+        np.testing.assert_allclose(a, e, rtol=2**-7, atol=2e-6 * float(np.max(np.abs(e))))
 
 
 @pytest.mark.parametrize("shape", MESHES)
@@ -283,8 +295,8 @@ def test_scales(name: str, shape: tuple[int, int]) -> None:
 def test_constants(name: str, shape: tuple[int, int]) -> None:
     """What has no gradient; of equal classes the first, whatever device has it."""
     split = CONSTANTS[name]
-    expected = hurried_jit(alone(split))(*split.args)
-    actual = hurried_jit(over(shape, split))(*split.args)
+    expected = jax.jit(alone(split))(*split.args)
+    actual = jax.jit(over(shape, split))(*split.args)
     np.testing.assert_allclose(actual, expected, rtol=1e-5)
 
 
@@ -304,7 +316,7 @@ def test_gradient_inside(name: str) -> None:
 
     specs = tuple(split.specs[i] for i in places)
     out = specs, specs[0] if name == "linear_cross_entropy" else None
-    actual = hurried_jit(jax.shard_map(own, mesh=mesh, in_specs=split.specs, out_specs=out))(*split.args)
+    actual = jax.jit(jax.shard_map(own, mesh=mesh, in_specs=split.specs, out_specs=out))(*split.args)
 
     function, given = by_floats(alone(split), split.args)
     gradient = jax.grad(lambda *a: jnp.sum(jnp.square(function(*a))), range(len(given)))
@@ -328,7 +340,7 @@ def test_vmap_with_spmd_axis_name() -> None:
     )
 
     def gradients_of(function: Function, **options: Any) -> Function:
-        return hurried_jit(jax.vmap(jax.grad(lambda z: weighted_sum(function(z))), **options))
+        return jax.jit(jax.vmap(jax.grad(lambda z: weighted_sum(function(z))), **options))
 
     many = np.stack([Z, np.float32(0.5) * Z])
     actual = gradients_of(split, spmd_axis_name="data")(jax.device_put(many, NamedSharding(mesh, BY_ROW)))
@@ -346,7 +358,7 @@ def test_targets_that_do_not_vary() -> None:
 
         split = jax.shard_map(own, mesh=mesh, in_specs=OF_KERNEL, out_specs=WHOLE)
         expected = jax.grad(lambda z, function=function: jnp.sum(function(z, jnp.full(z.shape, 1 / V))))(Z)
-        assert_same(hurried_jit(jax.grad(lambda z, split=split: jnp.sum(split(z))))(Z), expected)
+        assert_same(jax.jit(jax.grad(lambda z, split=split: jnp.sum(split(z))))(Z), expected)
 
 
 def test_labels_beyond_all_classes() -> None:
@@ -355,7 +367,7 @@ def test_labels_beyond_all_classes() -> None:
     labels = np.array([0, 16, 7, -1, 3, 100, 11, 12], np.int32)
     args = (Z, labels, T, CLASS_WEIGHTS)
     wrong = (labels < 0) | (labels >= V)
-    value, (dlogits, *_) = hurried_jit(lambda *a: gradients(over((2, 4), split), *a))(*args)
+    value, (dlogits, *_) = jax.jit(lambda *a: gradients(over((2, 4), split), *a))(*args)
     np.testing.assert_array_equal(np.isnan(value), wrong)
     np.testing.assert_array_equal(np.isnan(dlogits).all(axis=1), wrong)
     np.testing.assert_array_equal(np.isnan(dlogits).any(axis=1), wrong)
@@ -369,8 +381,8 @@ def test_broken_and_absent_classes() -> None:
     plain = split._replace(
         function=lambda a, z, y: jaxsoftmax.cross_entropy(z, y, axis_name=a), args=(logits, LABELS), specs=_ROW
     )
-    expected = hurried_jit(lambda *a: gradients(alone(plain), *a))(*plain.args)
-    actual = hurried_jit(lambda *a: gradients(over((1, 8), plain), *a))(*plain.args)
+    expected = jax.jit(lambda *a: gradients(alone(plain), *a))(*plain.args)
+    actual = jax.jit(lambda *a: gradients(over((1, 8), plain), *a))(*plain.args)
     for a, e in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(a, e, rtol=2e-5)
 

@@ -11,7 +11,6 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import jaxsoftmax
-from tests.helpers import hurried_jit
 
 ROWS, CLASSES = 4, 16
 Z = (3.0 * np.random.default_rng(0).standard_normal((ROWS, CLASSES))).astype(np.float32)
@@ -70,7 +69,7 @@ def value_and_gradient(function: Callable[[Any, Any], jax.Array], logits: Any, l
     return value, pullback(cotangent)[0]
 
 
-COMPILED = hurried_jit(value_and_gradient, static_argnums=0)
+COMPILED = jax.jit(value_and_gradient, static_argnums=0)
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -110,8 +109,8 @@ def test_vmap_over_a_mesh_axis(mesh: str) -> None:
     many = np.concatenate([Z, -Z]), np.concatenate([LABELS, LABELS])
     with jax.set_mesh(built):
         split = [jax.device_put(x, rows) for x in many]
-        actual = hurried_jit(jax.vmap(gradient, spmd_axis_name=axis))(*split)
-    np.testing.assert_allclose(actual, hurried_jit(jax.vmap(gradient))(*many), rtol=1e-6, atol=1e-7)
+        actual = jax.jit(jax.vmap(gradient, spmd_axis_name=axis))(*split)
+    np.testing.assert_allclose(actual, jax.jit(jax.vmap(gradient))(*many), rtol=1e-6, atol=1e-7)
 
 
 # Arguments that are split differently, on an explicit mesh: JAX alone would refuse most of them.
@@ -144,7 +143,7 @@ DIFFERENTLY: dict[str, tuple[Callable[..., Any], list[tuple[Any, PartitionSpec]]
 }
 
 
-@functools.partial(hurried_jit, static_argnums=0)
+@functools.partial(jax.jit, static_argnums=0)
 def by_all(function: Callable[..., Any], *args: Any) -> Any:
     """The gradients by all floating arguments, and the result."""
     places = tuple(i for i, x in enumerate(args) if jax.numpy.issubdtype(x.dtype, jax.numpy.floating))
@@ -225,7 +224,7 @@ def head_and_gradients(function: Callable[..., Any], *args: Any) -> Any:
     return jax.grad(total, (0, 1, 2), has_aux=True)(*args)
 
 
-HEAD_COMPILED = hurried_jit(head_and_gradients, static_argnums=0)
+HEAD_COMPILED = jax.jit(head_and_gradients, static_argnums=0)
 
 
 @pytest.mark.parametrize("mode", MODES)
