@@ -95,8 +95,7 @@ def check_statics(function: str, temperature: Any, statics: Statics) -> None:
 def labelled(
     function: str, features: Any, kernel: Any, labels: Any, bias: Any, where: Any, temperature: Any, statics: Statics
 ) -> tuple[streams.Plan, streams.Inputs, blocks.Batch]:
-    """Checked, with all rows along one axis; and the batch. Classes are counted."""
-    features, labels = checks.row_labels(function, labels, features)
+    """The rest checked, with all rows along one axis; and the batch. Features and labels are `checks.row_labels`'."""
     inputs, batch = inputs_of(function, features, kernel, bias, where, temperature, statics)
     (side,), (temperature,), labels = inputs.sides, inputs.rows, batch.rows(labels)
     classes = side.kernel.shape[1]
@@ -146,6 +145,7 @@ def statistics_of_rows(
     mean: bool,
 ) -> tuple[RowStatistics, blocks.Batch]:
     """Checked in the name of the function and computed, with fields [N]; and the batch."""
+    features, labels = checks.row_labels(function, labels, features)
     plan, inputs, batch = labelled(function, features, kernel, labels, bias, where, temperature, statics)
     inputs = inputs if mean else without_mean(inputs)
     statistics = streams.streamed(plan, inputs)

@@ -343,10 +343,10 @@ def _times_weight(
         return loss
     logits = checks.floating(function, logits=logits)
     axes = checks.class_axis(function, head.axis, head.axis_name, logits=logits)
-    logits, labels = meshes.split_alike(logits, checks.labels(function, labels, logits, axes))
     if name == "alpha" and jnp.shape(weights) == ():
         weight = checks.scalar(function, loss.dtype, **{name: weights})
     else:
+        logits, labels = meshes.split_alike(logits, checks.labels(function, labels, logits, axes))
         weights = checks.class_vector(function, name, weights, logits, axes)
         picked = arrays.own_pick(weights, labels, axes)
         weight = jnp.squeeze(meshes.total_of(picked, axes), axes.one)

@@ -190,7 +190,7 @@ def _on_devices(
     function: str, own: Callable[..., Any], mesh: Mesh, splits: Splits, arguments: tuple[Any, ...], out: PartitionSpec
 ) -> Any:
     """own(...) on each device's part of (features, kernel, labels, weights, bias, where, temperature)."""
-    _check_shapes(function, mesh, splits, *arguments)
+    _check_shapes(function, mesh, splits, arguments)
     given = [None if x is None else jnp.asarray(x) for x in arguments]
     by_row, by_class = _spec(splits[0]), _spec(splits[1])
     of_temperature = by_row if jnp.ndim(0.0 if arguments[-1] is None else arguments[-1]) else PartitionSpec()
@@ -216,19 +216,9 @@ def _check_closure(function: str, objective: Callable[[RowStatistics], jax.Array
             checks.fail(ValueError, function, rule, objective=objective, array=const)
 
 
-def _check_shapes(
-    function: str,
-    mesh: Mesh,
-    splits: Splits,
-    features: Any,
-    kernel: Any,
-    labels: Any,
-    weights: Any,
-    bias: Any,
-    where: Any,
-    temperature: Any,
-) -> None:
+def _check_shapes(function: str, mesh: Mesh, splits: Splits, arguments: tuple[Any, ...]) -> None:
     """As on one device; rows and classes divide evenly; and the features are whole along D, as far as that is known."""
+    features, kernel, labels, weights, bias, where, temperature = arguments
     features, kernel = checks.floating(function, features=features), checks.floating(function, kernel=kernel)
     if features.ndim < 2 or kernel.ndim != 2:
         rule = "features must have shape [N, ..., D] and kernel [D, V]"

@@ -11,6 +11,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import jaxsoftmax
+from tests.helpers import assert_same
 
 ROWS, CLASSES = 4, 16
 Z = (3.0 * np.random.default_rng(0).standard_normal((ROWS, CLASSES))).astype(np.float32)
@@ -163,8 +164,7 @@ def check_differently(function: Callable[..., Any], arguments: Any) -> None:
     with jax.set_mesh(mesh):
         placed = [jax.device_put(x, NamedSharding(mesh, spec)) for x, spec in arguments]
         actual = by_all(function, *placed)
-    for a, e in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
-        np.testing.assert_allclose(a, e, rtol=2e-5, atol=2e-6 * float(np.max(np.abs(e))))
+    assert_same(actual, expected)
     floats = [x for x in placed if jax.numpy.issubdtype(x.dtype, jax.numpy.floating)]
     for gradient, argument in zip(actual[0], floats, strict=True):
         assert gradient.sharding.is_equivalent_to(argument.sharding, gradient.ndim)
@@ -214,31 +214,17 @@ def head_on_mesh(mesh: str, mode: str) -> tuple[jax.sharding.Mesh, list[jax.Arra
     ]
 
 
-def head_and_gradients(function: Callable[..., Any], *args: Any) -> Any:
-    """What is compared."""
-
-    def total(*args: Any) -> Any:
-        out = function(*args)
-        return jax.numpy.sum(out * np.cos(np.arange(out.size, dtype=np.float32)).reshape(out.shape)), out
-
-    return jax.grad(total, (0, 1, 2), has_aux=True)(*args)
-
-
-HEAD_COMPILED = jax.jit(head_and_gradients, static_argnums=0)
-
-
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize(
     ("name", "mesh"), [(n, m) for n in HEADS for m in HEAD_MESHES if m == "2x4" or n == "linear_loss"]
 )
 def test_streamed_head(name: str, mesh: str, mode: str) -> None:
     """The numbers of one device, with gradients split as the arguments are."""
-    expected = HEAD_COMPILED(HEADS[name], FEATURES, KERNEL, BIAS)
+    expected = by_all(HEADS[name], FEATURES, KERNEL, BIAS)
     built, arguments = head_on_mesh(mesh, mode)
     with jax.set_mesh(built):
-        actual = HEAD_COMPILED(HEADS[name], *arguments)
-    for a, e in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
-        np.testing.assert_allclose(a, e, rtol=2e-5, atol=2e-6 * float(np.max(np.abs(e))))
+        actual = by_all(HEADS[name], *arguments)
+    assert_same(actual, expected)
     constant = name in ("linear_top_k", "linear_accuracy")  # whose gradients are zeros of no place
     for gradient, argument in zip(actual[0], arguments, strict=True):
         assert constant or gradient.sharding.is_equivalent_to(argument.sharding, gradient.ndim)
@@ -250,7 +236,7 @@ def test_streamed_head_stays_where_it_is(name: str, mode: str) -> None:
     """Each device computes its share of every block: rows, kernel and logits are never gathered."""
     built, arguments = head_on_mesh("2x4", mode)
     with jax.set_mesh(built):
-        compiled = HEAD_COMPILED.lower(HEADS[name], *arguments).compile()
+        compiled = by_all.lower(HEADS[name], *arguments).compile()
     text = compiled.as_text()
     assert re.search(r"\ball-reduce(-start)?\(", text)
     assert not re.search(r"\b(all-gather|all-to-all|collective-permute)(-start)?\(", text)
