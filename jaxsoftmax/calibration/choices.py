@@ -84,7 +84,8 @@ def choose_calibrator(
         of jit and vmap: an index and five figures, beside every calibrator as fit to all of the rows.
 
     Raises:
-        TypeError: The logits are not floating, the labels or folds not integers, or the mask not boolean.
+        TypeError: The key is none, the logits are not floating, the labels or folds not integers, or the mask not
+            boolean.
         ValueError: There are fewer rows than folds, a shape does not fit, or a label or weight that can be seen is out
             of range; under jit, such a label or weight makes the figures NaN.
 
@@ -111,6 +112,7 @@ def choose_calibrator(
         calibration, 2019.
     """
     name = "calibration.choose_calibrator"
+    checks.random_key(name, key)
     checks.whole(name, folds=folds)
     rows = fit_rows(name, logits, labels, weights, where)
     if not 2 <= folds <= rows.labels.shape[0]:

@@ -21,7 +21,7 @@ from jax.typing import ArrayLike
 
 from jaxsoftmax._core import arrays, checks
 from jaxsoftmax._core.meshes import Axes
-from jaxsoftmax.calibration.inputs import check_labels, poisoned, row_weights, visible
+from jaxsoftmax.calibration.inputs import check_labels, poisoned, row_weights, strength, visible
 from jaxsoftmax.calibration.rows import distributions
 from jaxsoftmax.losses import weighted_mean
 
@@ -71,7 +71,7 @@ def conformal_scores(
             for those without the long tail.
         key: A random key: u is uniform in [0, 1), one number per row, and coverage is exact rather than too high. By
             default u = 1. For "aps" and "raps"; keep this key apart from that of new rows.
-        penalty: For "raps", ≥ 0, a scalar.
+        penalty: For "raps", finite and ≥ 0, a scalar.
         k_reg: For "raps": ranks up to this one (the most probable class has rank 1) cost nothing.
         where: Which classes are present: boolean, of the shape of the logits or [V].
         weights: [...]: a row of weight 0, such as padding, may hold anything, and its score is +inf.
@@ -81,8 +81,8 @@ def conformal_scores(
 
     Raises:
         TypeError: Neither or both of logits and probs are given, or a dtype is wrong.
-        ValueError: A shape does not fit, an option is out of range, a key is given for "lac", or labels or
-            probabilities that can be seen are out of range; where they are traced, the score of the row is NaN.
+        ValueError: A shape does not fit, an option is out of range, a key is given for "lac", or labels,
+            probabilities or a penalty that can be seen are out of range; where they are traced, the score is NaN.
 
     Numerics:
         1 - p of the most probable class is the sum of the others, so that confident rows do not all score 0. Of equally
@@ -106,12 +106,12 @@ def conformal_scores(
         A. Angelopoulos et al., Uncertainty Sets for Image Classifiers using Conformal Prediction, 2021.
     """
     name = "calibration.conformal_scores"
-    _check_options(name, method, key, penalty, k_reg)
+    _check_options(name, method, key, k_reg)
     rows = distributions(name, logits, probs, where, weights)
     owner = "logits" if probs is None else "probs"
     column = checks.labels(name, labels, rows.probs, Axes((rows.probs.ndim - 1,)), owner)
     broken = rows.broken | check_labels(name, column[..., 0], rows.probs.shape[-1], rows.weights)
-    penalty = checks.scalar(name, rows.probs.dtype, penalty=penalty)
+    penalty = strength(name, rows.probs.dtype, penalty=penalty)
     scores = _class_scores(rows.probs, rows.present, key, penalty, method=method, k_reg=int(k_reg))
     scores = jnp.where(broken, jnp.nan, arrays.own_pick(scores, column, Axes((scores.ndim - 1,)))[..., 0])
     return scores if rows.weights is None else jnp.where(rows.weights == 0, jnp.inf, scores)
@@ -199,8 +199,8 @@ def conformal_sets(
 
     Raises:
         TypeError: Neither or both of logits and probs are given, or a dtype is wrong.
-        ValueError: A shape does not fit, an option is out of range, a key is given for "lac", or probabilities that can
-            be seen are no distributions; where they are traced, or a score is NaN, the set is empty.
+        ValueError: A shape does not fit, an option is out of range, a key is given for "lac", or probabilities or a
+            penalty that can be seen are out of range; where they are traced, or a score is NaN, the set is empty.
 
     Numerics:
         As `conformal_scores`. A threshold of +inf gives the set of all classes that are present.
@@ -216,7 +216,7 @@ def conformal_sets(
          [ True  True False]]
     """
     name = "calibration.conformal_sets"
-    _check_options(name, method, key, penalty, k_reg)
+    _check_options(name, method, key, k_reg)
     checks.flag(name, nonempty=nonempty)
     threshold = checks.numeric(name, threshold=threshold)
     rows = distributions(name, logits, probs, where)
@@ -225,7 +225,7 @@ def conformal_sets(
         checks.fail(
             ValueError, name, "threshold must be a scalar or have shape [V]", threshold=threshold, **{owner: given}
         )
-    penalty = checks.scalar(name, rows.probs.dtype, penalty=penalty)
+    penalty = strength(name, rows.probs.dtype, penalty=penalty)
     scores = _class_scores(rows.probs, rows.present, key, penalty, method=method, k_reg=int(k_reg))
     dtype = arrays.common_dtype(scores.dtype, threshold.dtype)
     limit = threshold.astype(dtype).reshape((1,) * (scores.ndim - 1) + (-1,))
@@ -279,13 +279,14 @@ def conformal_report(sets: ArrayLike, labels: ArrayLike, *, weights: ArrayLike |
     return poisoned(ConformalReport(*(weighted_mean(field, counts) for field in fields)), broken)
 
 
-def _check_options(name: str, method: str, key: Any, penalty: Any, k_reg: int) -> None:
+def _check_options(name: str, method: str, key: Any, k_reg: int) -> None:
     checks.choice(name, METHODS, method=method)
-    checks.numbers_in(name, 0, float("inf"), penalty=penalty)
     checks.whole(name, k_reg=k_reg)
     checks.numbers_in(name, 0, float("inf"), k_reg=k_reg)
-    if key is not None and method == "lac":
-        checks.fail(ValueError, name, "a key is for 'aps' and 'raps' alone", method=method)
+    if key is not None:
+        checks.random_key(name, key)
+        if method == "lac":
+            checks.fail(ValueError, name, "a key is for 'aps' and 'raps' alone", method=method)
 
 
 @functools.partial(jax.jit, static_argnames=("method", "k_reg"), inline=True)

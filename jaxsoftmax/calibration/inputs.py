@@ -28,6 +28,7 @@ __all__ = [
     "probabilities",
     "row_weights",
     "rows_of",
+    "strength",
     "sums_by",
     "visible",
 ]
@@ -159,6 +160,28 @@ def row_weights(function: str, weights: ArrayLike | None, labels: jax.Array, dty
             rule = "weights must be finite and 0 or more"
             checks.fail(ValueError, function, rule, weights=float(np.asarray(weights)[row]), row=_plain(row))
     return jnp.where(wide >= 0, wide, jnp.nan)
+
+
+def strength(function: str, dtype: Any, **penalty: ArrayLike) -> jax.Array:
+    """The one penalty, a finite scalar of 0 or more.
+
+    Args:
+        function: In whose name to complain.
+        dtype: Of the result.
+        **penalty: By its name, a number or an array without axes.
+
+    Returns:
+        A scalar; NaN where it is traced and out of range.
+
+    Raises:
+        TypeError: It is no number.
+        ValueError: It has axes, or it can be seen and is negative, infinite or NaN.
+    """
+    ((name, value),) = penalty.items()
+    converted = checks.scalar(function, dtype, **penalty)
+    if visible(value) and not 0 <= (seen := float(np.asarray(value))) < float("inf"):
+        checks.fail(ValueError, function, f"{name} must be finite and 0 or more", **{name: seen})
+    return jnp.where((converted >= 0) & (converted < jnp.inf), converted, jnp.nan)
 
 
 def rows_of(

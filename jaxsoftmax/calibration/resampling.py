@@ -65,7 +65,8 @@ def bootstrap(
         BootstrapInterval; floating fields in float32 or wider.
 
     Raises:
-        TypeError: The statistic is not a function, arrays is not a tuple, or resamples or batch_size is no integer.
+        TypeError: The key is none, the statistic is not a function, arrays is not a tuple, or resamples or batch_size
+            is no integer.
         ValueError: There is no row, a shape does not fit, an option is out of range, or a weight that can be seen, not
             traced, is negative.
 
@@ -89,6 +90,7 @@ def bootstrap(
         B. Efron, Bootstrap Methods: Another Look at the Jackknife, 1979.
     """
     name = "calibration.bootstrap"
+    checks.random_key(name, key)
     if not callable(statistic):
         checks.fail(TypeError, name, "statistic must be a function", statistic=statistic)
     if not isinstance(arrays, tuple) or not arrays:

@@ -372,7 +372,7 @@ BAD = [
     ({"logits": np.ones((0, 3), np.float32), "labels": Y[:0]}, ValueError, "there must be at least one row"),
     ({"where": np.ones(3)}, TypeError, "where must be boolean"),
     ({"weights": np.ones(3, np.float32)}, ValueError, "weights must have one number per row"),
-    ({"diagonal_penalty": -1.0}, ValueError, "diagonal_penalty must be 0 or more"),
+    ({"diagonal_penalty": -1.0}, ValueError, "diagonal_penalty must be finite and 0 or more"),
     ({"intercept_penalty": np.ones(2, np.float32)}, ValueError, "intercept_penalty must be a scalar"),
     ({"intercept_penalty": [1.0]}, TypeError, "intercept_penalty must be an array"),
 ]
@@ -393,10 +393,12 @@ def test_values_out_of_range(kind):
     for arguments, rule in (
         ({"labels": np.where(np.arange(ROWS) == 5, CLASSES, labels), "weights": ONES}, "labels must lie in [0, 4)"),
         ({"labels": labels, "weights": -ONES}, "weights must be finite and 0 or more"),
+        ({"labels": labels, "intercept_penalty": np.float32(-1)}, "intercept_penalty must be finite and 0 or more"),
     ):
         with pytest.raises(ValueError, match=rf"jaxsoftmax\.calibration\.{fit.__name__}: {re.escape(rule)}; got "):
             fit(logits, **arguments)
-        found = solve(kind, logits, **arguments)
+        penalties = (2.0, 2.0, arguments.pop("intercept_penalty", 2.0))
+        found = solve(kind, logits, **arguments, penalties=penalties)
         assert np.all(np.isnan(kernel_of(found))) and np.all(np.isnan(found.bias)) and np.isnan(found.nll_after)
         assert not found.converged
 

@@ -1,7 +1,5 @@
 """The choice of a calibrator: held-out losses, folds, what is chosen where, and under jit."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -187,6 +185,7 @@ def test_absent_classes_of_apply():
 
 Z, Y = np.float32([[1, 2, 0], [3, 1, 0], [0, 1, 0]]), np.int32([0, 2, 1])
 BAD = [
+    ({"key": 7}, TypeError, "key must be a key of jax.random"),
     ({"folds": 1}, ValueError, "folds must be 2 or more, and no more than the rows"),
     ({"folds": 4}, ValueError, "folds must be 2 or more, and no more than the rows"),
     ({"folds": 2.0}, TypeError, "folds must be an integer"),
@@ -200,9 +199,8 @@ BAD = [
 
 @pytest.mark.parametrize(("arguments", "kind", "rule"), BAD)
 def test_static_errors(arguments, kind, rule):
-    given = {"logits": Z, "labels": Y, "folds": 2} | arguments
-    choose = functools.partial(choose_calibrator, KEY)
-    assert_refused(choose, "calibration.choose_calibrator", given, kind, rule)
+    given = {"key": KEY, "logits": Z, "labels": Y, "folds": 2} | arguments
+    assert_refused(choose_calibrator, "calibration.choose_calibrator", given, kind, rule)
 
 
 def test_labels_out_of_range():

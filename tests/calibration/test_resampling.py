@@ -152,6 +152,7 @@ def test_bad_values_are_seen():
 
 
 BAD = [
+    ({"key": 7}, TypeError, "key must be a key of jax.random"),
     ({"statistic": 1.0}, TypeError, "statistic must be a function"),
     ({"arrays": [VALUES]}, TypeError, "arrays must be a tuple of one array or more"),
     ({"arrays": VALUES}, TypeError, "arrays must be a tuple of one array or more"),
@@ -172,11 +173,11 @@ BAD = [
 @pytest.mark.parametrize(("bad", "kind", "rule"), BAD, ids=lambda v: str(v)[:30])
 def test_message(bad, kind, rule):
     """What is static is the same under jit."""
-    arguments = {"statistic": mean, "arrays": (VALUES,)} | bad
+    arguments = {"key": KEY, "statistic": mean, "arrays": (VALUES,)} | bad
     with pytest.raises(kind) as eager:
-        bootstrap(KEY, **arguments)
+        bootstrap(**arguments)
     pattern = rf"jaxsoftmax\.calibration\.bootstrap: {re.escape(rule)}.*; got {next(iter(bad))}="
     assert re.match(pattern, str(eager.value)), str(eager.value)
     with pytest.raises(kind) as traced:
-        jax.jit(lambda key: bootstrap(key, **arguments))(KEY)
+        jax.jit(lambda: bootstrap(**arguments))()
     assert str(traced.value) == str(eager.value)

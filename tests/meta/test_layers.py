@@ -136,14 +136,16 @@ def test_files_are_short(name: str) -> None:
 
 
 def test_importing_changes_and_loads_nothing() -> None:
-    """No jax option changes, and no plotting library, framework or kernel language is loaded."""
+    """No jax option changes; no plotting library, framework or kernel language is loaded, nor what waits for its use."""
     script = """
 import json, sys
 import jax, jax.numpy
 before, loaded = {k: repr(v) for k, v in jax.config.values.items()}, set(sys.modules)
 import jaxsoftmax
 after = {k: repr(v) for k, v in jax.config.values.items()}
-print(json.dumps([before, after, sorted(set(sys.modules) - loaded)]))
+loaded = sorted(set(sys.modules) - loaded)
+jaxsoftmax.calibration.fit_temperature
+print(json.dumps([before, after, loaded]))
 """
     root = PACKAGE.parent
     run = subprocess.run(
@@ -158,5 +160,5 @@ print(json.dumps([before, after, sorted(set(sys.modules) - loaded)]))
     before, after, loaded = json.loads(run.stdout)
     assert before and before == after
     assert "jaxsoftmax.losses" in loaded
-    unwanted = {"matplotlib", "flax", "haiku", "optax", "sklearn", "tqdm", "pallas", "triton", "mosaic"}
+    unwanted = {"matplotlib", "flax", "haiku", "optax", "sklearn", "tqdm", "pallas", "triton", "mosaic", "calibration"}
     assert not [name for name in loaded if unwanted & set(name.split("."))]
