@@ -1,8 +1,8 @@
 """Softmax, its losses and its relaxations for JAX, exact to the last digit and open to every transformation."""
 
 import importlib
-from types import ModuleType
-from typing import TYPE_CHECKING
+import types
+import typing
 
 from jaxsoftmax import objectives
 from jaxsoftmax._core.rules import forward_mode
@@ -18,7 +18,7 @@ from jaxsoftmax.relaxations import gumbel_softmax, straight_through
 from jaxsoftmax.sharding import sharded_linear_loss, sharded_linear_statistics
 from jaxsoftmax.statistics import RowStatistics, row_statistics
 
-if TYPE_CHECKING:
+if typing.TYPE_CHECKING:
     from jaxsoftmax import calibration
 
 __version__ = "0.1.0"
@@ -60,7 +60,7 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> ModuleType:
+def __getattr__(name: str) -> types.ModuleType:
     """`calibration`, which no training step needs, is imported on first use: the rest then takes half the time."""
     if name != "calibration":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
