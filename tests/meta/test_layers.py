@@ -136,7 +136,7 @@ def test_files_are_short(name: str) -> None:
 
 
 def test_importing_changes_and_loads_nothing() -> None:
-    """No jax option changes; no plotting library, framework or kernel language is loaded, nor what waits for its use."""
+    """No jax option changes; no plotting library, framework or kernel language is loaded, nor what waits to be used."""
     script = """
 import json, sys
 import jax, jax.numpy
