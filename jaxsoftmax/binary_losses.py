@@ -109,13 +109,14 @@ def sigmoid_focal_loss(
 
 
 def _binary_value(logits: jax.Array, labels: jax.Array, weight: jax.Array) -> jax.Array:
-    positive = scalars.times(labels * weight, scalars.softplus(-logits))
-    return positive + scalars.times(1.0 - labels, scalars.softplus(logits))
+    positive, negative = scalars.both_softplus(logits)
+    return scalars.times(labels * weight, positive) + scalars.times(1.0 - labels, negative)
 
 
 def _binary_slopes(logits: jax.Array, labels: jax.Array, weight: jax.Array) -> tuple[jax.Array, ...]:
-    positive, negative = scalars.softplus(-logits), scalars.softplus(logits)
-    by_logits = (1.0 - labels) * scalars.sigmoid(logits) - weight * labels * scalars.sigmoid(-logits)
+    positive, negative = scalars.both_softplus(logits)
+    missed, found = scalars.both_sigmoid(logits)
+    by_logits = (1.0 - labels) * found - weight * labels * missed
     return by_logits, scalars.times(weight, positive) - negative, scalars.times(labels, positive)
 
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from jaxsoftmax._core import arrays, checks, meshes, rules, scalars
+from jaxsoftmax._core import arrays, checks, meshes, rules
 from jaxsoftmax._core.meshes import Axes, AxisName
 from jaxsoftmax.normalizers import log_softmax_pull, log_softmax_push
 from jaxsoftmax.statistics import cap_slope, capped
@@ -212,10 +212,9 @@ class DivergenceOptions(NamedTuple):
 
 
 def _excess(values: jax.Array, axes: Axes, temperature: Any) -> tuple[jax.Array, jax.Array]:
-    """m, and S - 1, which is 0 in a row without any class; a NaN stays."""
+    """m, and S - 1."""
     largest = arrays.row_max(values, axes, widened=True)
-    others = arrays.excess(values, axes, largest, temperature)
-    return largest, jnp.where(others < 0, 0.0, others)
+    return largest, arrays.excess(values, axes, largest, temperature)
 
 
 def _soft_scaled(options: DivergenceOptions, residuals: DivergenceResiduals, shift: jax.Array) -> jax.Array:
@@ -226,20 +225,37 @@ def _soft_forward(options: DivergenceOptions, logits: Any, targets: Any, where: 
     axes = options.axes
     numbers = _excess(capped(logits, where, options.logit_cap), options.axes, temperature)
     residuals = DivergenceResiduals(logits, targets, where, temperature, *numbers)
-    surprise = jnp.log1p(residuals.others) - _soft_scaled(options, residuals, residuals.shift)
-    wide = targets.astype(surprise.dtype)
-    return arrays.row_sum(scalars.times(wide, surprise), axes), residuals
+    scaled = _soft_scaled(options, residuals, residuals.shift)
+    costs = _costs(targets.astype(scaled.dtype), scaled, jnp.log1p(residuals.others))
+    return arrays.row_sum(costs, axes), residuals
+
+
+@jax.custom_jvp
+def _costs(targets: jax.Array, scaled: jax.Array, log_total: jax.Array) -> jax.Array:
+    """q (L - d), and 0 or inf for an absent class without or with mass, in arithmetic.
+
+    With  x = lowest - d,  x + |x| is inf for an absent class and 0 for the others.
+    """
+    below, big = float(jnp.finfo(scaled.dtype).min) - scaled, 2.0**127
+    absent = jnp.minimum(jnp.abs(targets) * big, below + jnp.abs(below)) * big
+    return targets * (log_total - arrays.finite(scaled)) + absent
+
+
+@_costs.defjvp
+def _costs_tangent(primals: Any, tangents: Any) -> Any:
+    targets, scaled, log_total = primals
+    along = targets * (tangents[2] - tangents[1]) + tangents[0] * (log_total - scaled)
+    return _costs(*primals), jnp.where(jnp.isneginf(scaled), 0.0, along)
 
 
 def _soft_backward(options: DivergenceOptions, residuals: DivergenceResiduals, cotangent: jax.Array) -> Any:
     axes = options.axes
-    scaled = _soft_scaled(options, residuals, residuals.shift)
-    targets = residuals.targets.astype(scaled.dtype)
-    gradient = -cotangent * log_softmax_pull(scaled, residuals.others, targets, axes)
+    scaled, others = _soft_scaled(options, residuals, residuals.shift), residuals.others
+    gradient = -cotangent * log_softmax_pull(scaled, others, residuals.targets.astype(scaled.dtype), axes)
     dlogits, dtemperature = arrays.to_inputs(gradient, scaled, residuals.temperature, axes)
     if options.logit_cap is not None:
         dlogits = dlogits * cap_slope(residuals.logits, residuals.where, options.logit_cap)
-    surprise = jnp.where(jnp.isneginf(scaled), 0.0, jnp.log1p(residuals.others) - scaled)
+    surprise = jnp.where(jnp.isneginf(scaled), 0.0, jnp.log1p(others) - scaled)
     dtargets = meshes.sum_like(cotangent * surprise, residuals.targets).astype(residuals.targets.dtype)
     return dlogits.astype(residuals.logits.dtype), dtargets, None, dtemperature
 
@@ -293,14 +309,9 @@ def entropy_forward(axes: Axes, logits: Any, where: Any, temperature: Any) -> An
     return jnp.log1p(residuals.others) - _mean_logit(_entropy_scaled(residuals), residuals.others, axes), residuals
 
 
-def _finite(scaled: jax.Array) -> jax.Array:
-    """d, and a number at which exp is 0 for an absent class, without a select, which would break a fused sum."""
-    return jnp.maximum(scaled, -1000.0)
-
-
 def _mean_logit(scaled: jax.Array, others: jax.Array, axes: Axes) -> jax.Array:
     """mu = sum p d, where absent classes have p = 0."""
-    return arrays.row_sum(jnp.exp(scaled) * _finite(scaled), axes) * (1.0 / (1.0 + others))
+    return arrays.row_sum(jnp.exp(scaled) * arrays.finite(scaled), axes) * (1.0 / (1.0 + others))
 
 
 def _distribution(scaled: jax.Array, others: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -312,7 +323,7 @@ def _distribution(scaled: jax.Array, others: jax.Array) -> tuple[jax.Array, jax.
 def _entropy_slopes(axes: Axes, scaled: jax.Array, others: jax.Array) -> jax.Array:
     """-p (d - mu)."""
     centre = _mean_logit(scaled, others, axes)
-    return jnp.exp(scaled) * (centre - _finite(scaled)) * (1.0 / (1.0 + others))
+    return jnp.exp(scaled) * (centre - arrays.finite(scaled)) * (1.0 / (1.0 + others))
 
 
 def entropy_backward(axes: Axes, residuals: DivergenceResiduals, cotangent: jax.Array) -> Any:

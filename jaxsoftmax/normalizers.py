@@ -299,8 +299,8 @@ def centre_of(scaled: jax.Array, total: jax.Array, vector: jax.Array, axes: Axes
 
     w is 1 for the largest class and falls to 0 within a millionth, so that even a near class does not blur c.
     """
-    largest = jnp.minimum(jnp.maximum(1.0 + 2.0**20 * lax.stop_gradient(scaled), 0.0), 1.0)
-    dominant = jnp.minimum(jnp.maximum((2.0 - lax.stop_gradient(total)) * 2.0**40, 0.0), 1.0)
+    largest = jnp.maximum(1.0 + 2.0**20 * lax.stop_gradient(scaled), 0.0)
+    dominant = jnp.maximum(1.0 - jnp.maximum((lax.stop_gradient(total) - 2.0) * 2.0**40 + 1.0, 0.0), 0.0)
     return arrays.row_sum(vector * largest, axes) * dominant
 
 
@@ -332,7 +332,7 @@ _softmax = rules.operation(_softmax_forward, _softmax_backward, _softmax_tangent
 def _log_softmax_forward(axes: Axes, logits: Any, where: Any, temperature: Any) -> Any:
     values = arrays.present(logits, where)
     shift = arrays.row_max(values, axes, widened=True)
-    others = jnp.abs(arrays.excess(values, axes, shift, temperature))  # a row without any class has -1
+    others = arrays.excess(values, axes, shift, temperature)
     out = arrays.centred(values, shift, temperature) - jnp.log1p(others)
     return out.astype(logits.dtype), _Residuals(logits, where, temperature, shift, others)
 
@@ -452,18 +452,16 @@ def _smooth_max_forward(axes: Axes, logits: Any, where: Any, temperature: Any) -
     values = arrays.present(logits, where)
     shift = arrays.row_max(values, axes, widened=True)
     others = arrays.excess(values, axes, shift, temperature)
-    empty = others < -0.5
-    out = jnp.where(empty, -jnp.inf, shift + temperature * jnp.log1p(jnp.where(empty, 0.0, others)))
+    bottom = meshes.largest_of(jnp.max(lax.stop_gradient(values), axis=axes.dims, keepdims=True), axes)
+    out = jnp.where(jnp.isneginf(bottom), -jnp.inf, shift + temperature * jnp.log1p(others))
     return out.astype(logits.dtype), _Residuals(logits, where, temperature, shift, others)
 
 
 def _smooth_max_slopes(axes: Axes, residuals: _Residuals) -> tuple[jax.Array, jax.Array]:
     """p, and H(p) = log1p(S - 1) - sum p d, in nats; 0 in a row without any class."""
-    others = jnp.where(residuals.total < -0.5, 0.0, residuals.total)
-    scaled = residuals.scaled(residuals.shift)
+    others, scaled = residuals.total, residuals.scaled(residuals.shift)
     probabilities = jnp.exp(scaled) / (1.0 + others)
-    finite = jnp.where(jnp.isneginf(scaled), 0.0, scaled)
-    return probabilities, jnp.log1p(others) - arrays.row_sum(probabilities * finite, axes)
+    return probabilities, jnp.log1p(others) - arrays.row_sum(probabilities * arrays.finite(scaled), axes)
 
 
 def _smooth_max_backward(axes: Axes, residuals: _Residuals, cotangent: jax.Array) -> Any:

@@ -4,8 +4,9 @@ Everything here keeps reduced axes with size 1, so that per-row numbers broadcas
 axis is, and nothing is ever transposed.
 
 XLA:CPU runs a chain of max, subtract, divide, exp, min, multiply and sum as one kernel that writes no array of the size
-of the logits. A comparison or a select inside of the chain breaks it, and so does a broadcast value (the row maximum, a
-constant) that two reductions share. Hence arithmetic in place of masks, and `fresh` below.
+of the logits. A comparison, a select or a clamp (a minimum of a maximum, both with constants) in the chain breaks it,
+and so does a value (the row maximum, a constant, an exponential) that two kernels share. Hence arithmetic in place of
+masks, constants that differ between the forward and the backward pass, and `fresh` below.
 """
 
 from collections.abc import Sequence
@@ -25,6 +26,7 @@ __all__ = [
     "compute_dtype",
     "divided",
     "excess",
+    "finite",
     "fresh",
     "from_inputs",
     "inverse_temperature",
@@ -184,8 +186,13 @@ def sum_to(x: jax.Array, shape: Sequence[int]) -> jax.Array:
 
 
 def above_bottom(scaled: jax.Array) -> jax.Array:
-    """1 for a present class, 0 for an absent one (d = -inf), in arithmetic."""
-    return jnp.minimum(jnp.maximum(lax.stop_gradient(scaled) + float(jnp.finfo(scaled.dtype).max), 0.0), 1.0)
+    """1 for a present class, 0 for an absent one (d = -inf), in arithmetic, and no clamp."""
+    return jnp.maximum(jnp.minimum(lax.stop_gradient(scaled) + float(jnp.finfo(scaled.dtype).max), 0.0) + 1.0, 0.0)
+
+
+def finite(scaled: jax.Array) -> jax.Array:
+    """d, and the lowest finite number for an absent class, which 0 can be multiplied by."""
+    return jnp.maximum(scaled, float(jnp.finfo(scaled.dtype).min))
 
 
 def near_top(scaled: jax.Array) -> jax.Array:
@@ -203,23 +210,33 @@ def reciprocal(total: jax.Array) -> jax.Array:
 
 # The sum of the other exponentials.
 #
-# With d_j = (z_j - max z) / T, S = sum_j exp(d_j) is at least 1, and log S loses the digits of the others as S nears 1.
-# What is kept is the excess S - 1. With u = near_top(d) it is  sum_j (exp(d_j) - u_j)  +  (sum_j u_j - 1),  whatever u
-# is. A largest class alone at the top has exp(d) - u = 0, and the sum of u is 1, exactly: what is left are the others,
-# to the last digit. Where others are near, or tied, S - 1 is of the order of 1 and nothing is lost. There is nothing to
-# choose or to compare here, so both sums stay fused; and where the compiler computes the logits anew for one of them
-# and rounds them differently, the excess is as exact as the plain S - 1, and no worse.
+# With d_j = (z_j - max z) / T and e_j = exp(d_j), S = sum_j e_j is at least 1, and log S loses the digits of the others
+# as S nears 1. What is kept is the excess S - 1. Where one class alone has e > 1/2, it is  A = sum_j min(e_j, 1 - e_j):
+# the largest class adds exactly 0, and the others, to the last digit, themselves. Where another has e > 1/2 too, S is
+# more than 3/2, and S - 1 loses nothing; A is less. So the excess is  max(A, min(S - 1, 8 (S - 1.4))),  whose second
+# entry is S - 1 from S = 1.46 on, and below A, for which it has no say, from S = 1.4 down. Where the compiler computes
+# the logits anew for one of the sums and rounds them differently, it is as exact as the plain S - 1, and no worse.
 
 
 def excess(logits: jax.Array, axes: Axes, shift: jax.Array, temperature: jax.Array | None) -> jax.Array:
-    """sum_j exp((z_j - max z) / T) - 1, exact to the last digit however small; -1 in a row without any class.
+    """sum_j exp((z_j - max z) / T) - 1, exact to the last digit however small; 0 in a row without any class.
 
     The shift is the maximum of the widened logits.
     """
-    scaled = centred(logits, shift, temperature)
-    top = near_top(scaled)
-    others, tops = meshes.packed_sum(axes, own_sum(jnp.exp(scaled) - top, axes), own_sum(top, axes))
-    return others + (tops - 1.0)
+    terms = jnp.exp(centred(logits, shift, temperature))
+    without_top = -own_sum(lax.stop_gradient(jnp.maximum(-terms, terms - 1.0)), axes)
+    return _excess(*meshes.packed_sum(axes, without_top, own_sum(terms, axes)))
+
+
+@jax.custom_jvp
+def _excess(without_top: jax.Array, total: jax.Array) -> jax.Array:
+    """S - 1 from A and S; its derivative is that of S."""
+    return jnp.maximum(without_top, jnp.minimum(total - 1.0, 8.0 * total - 11.2))
+
+
+@_excess.defjvp
+def _excess_tangent(primals: Any, tangents: Any) -> Any:
+    return _excess(*primals), tangents[1]
 
 
 def is_label(labels: jax.Array, logits: jax.Array, axes: Axes) -> jax.Array:

@@ -6,7 +6,7 @@ They are plain functions, for use inside of rules; the forms are such that plain
 import jax
 import jax.numpy as jnp
 
-__all__ = ["log_add", "log_odds", "safe_log", "sigmoid", "softplus", "times"]
+__all__ = ["both_sigmoid", "both_softplus", "log_add", "log_odds", "safe_log", "sigmoid", "softplus", "times"]
 
 
 def _folded(x: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -28,6 +28,20 @@ def sigmoid(x: jax.Array) -> jax.Array:
     """1 / (1 + exp(-x)) for x > 0 and exp(x) / (1 + exp(x)) elsewhere; no form by tanh, which loses the tail."""
     positive, decay = _folded(x)
     return jnp.where(positive, 1.0, decay) / (1.0 + decay)
+
+
+def both_softplus(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """softplus(-x) and softplus(x), by one logarithm."""
+    positive, decay = _folded(x)
+    common = jnp.log1p(decay)
+    return jnp.where(positive, 0.0, -x) + common, jnp.where(positive, x, 0.0) + common
+
+
+def both_sigmoid(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """sigmoid(-x) and sigmoid(x), by one exponential."""
+    positive, decay = _folded(x)
+    share = 1.0 / (1.0 + decay)
+    return jnp.where(positive, decay, 1.0) * share, jnp.where(positive, 1.0, decay) * share
 
 
 def log_odds(target: jax.Array, rest: jax.Array) -> jax.Array:
