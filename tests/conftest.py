@@ -1,5 +1,6 @@
 """Eight simulated CPU devices, strict dtypes and ranks, and a compilation cache that outlives the run."""
 
+import gc
 import os
 from pathlib import Path
 
@@ -12,6 +13,9 @@ import pytest
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# Tracing leaves much for the collector to walk through and little to collect: a tenth of the time, by its own thresholds.
+gc.set_threshold(50_000, 20, 50)
 
 # A suite of small functions is mostly compile time: keep every one of them.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:

@@ -92,11 +92,13 @@ def one_device(tmp_path_factory: pytest.TempPathFactory) -> list[float]:
     return losses(folder)
 
 
-def test_mesh(tmp_path: Path, one_device: list[float]) -> None:
-    """On 2 x 4 devices the losses are those of one, and nothing is gathered."""
-    printed = run(SCRIPT, *options(tmp_path, "2x4"))
+def test_another_mesh(tmp_path: Path, one_device: list[float]) -> None:
+    """A run that is killed on 2 x 4 devices and ends on 4 x 2 has the losses of one device, and nothing is gathered."""
+    assert interrupt(tmp_path, "2x4", processes=1, row=ROWS[5], victim=0).status == -signal.SIGKILL
+    printed = run(SCRIPT, *options(tmp_path, "4x2"))
+    assert continued_after(printed) >= ROWS[5]
     assert losses(tmp_path) == pytest.approx(one_device, rel=1e-5)
-    assert "mesh         data 2 x model 4: 8 cpu devices in 1 process\n" in printed
+    assert "mesh         data 4 x model 2: 8 cpu devices in 1 process\n" in printed
     assert re.search(r"^collectives  \d+ all-reduce$", printed, re.MULTILINE)
     (memory,) = re.findall(r"^temporary .*$", printed, re.MULTILINE)
     assert numbers(memory)[0] > 0
@@ -105,21 +107,6 @@ def test_mesh(tmp_path: Path, one_device: list[float]) -> None:
     uniform, _, transformer = (numbers(cells)[0] for cells in table.values())
     assert transformer < uniform - 1
     assert_picture(tmp_path / "sharded_language_model.png")
-
-
-def test_another_mesh(tmp_path: Path, one_device: list[float]) -> None:
-    """A run that begins on 2 x 4 devices ends on 4 x 2 as if nothing had happened."""
-    assert interrupt(tmp_path, "2x4", processes=1, row=ROWS[5], victim=0).status == -signal.SIGKILL
-    assert continued_after(run(SCRIPT, *options(tmp_path, "4x2"))) >= ROWS[5]
-    assert losses(tmp_path) == pytest.approx(one_device, rel=1e-5)
-
-
-@needs_loopback
-def test_two_processes(tmp_path: Path, one_device: list[float]) -> None:
-    printed = run(SCRIPT, *options(tmp_path, "2x4", processes=2))
-    assert losses(tmp_path) == pytest.approx(one_device, rel=1e-5)
-    assert "mesh         data 2 x model 4: 8 cpu devices in 2 processes\n" in printed
-    assert "Gloo" not in printed
 
 
 @needs_loopback
@@ -136,6 +123,8 @@ def test_killed_process(tmp_path: Path, one_device: list[float]) -> None:
     printed = run(SCRIPT, *options(tmp_path, "2x4", processes=2))
     assert continued_after(printed) >= ROWS[6]
     assert losses(tmp_path) == pytest.approx(one_device, rel=1e-5)
+    assert "mesh         data 2 x model 4: 8 cpu devices in 2 processes\n" in printed
+    assert "Gloo" not in printed
 
 
 def test_refused_options(tmp_path: Path) -> None:
