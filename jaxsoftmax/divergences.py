@@ -232,13 +232,8 @@ def _soft_forward(options: DivergenceOptions, logits: Any, targets: Any, where: 
 
 @jax.custom_jvp
 def _costs(targets: jax.Array, scaled: jax.Array, log_total: jax.Array) -> jax.Array:
-    """q (L - d), and 0 or inf for an absent class without or with mass, in arithmetic.
-
-    With  x = lowest - d,  x + |x| is inf for an absent class and 0 for the others.
-    """
-    below, big = float(jnp.finfo(scaled.dtype).min) - scaled, 2.0**127
-    absent = jnp.minimum(jnp.abs(targets) * big, below + jnp.abs(below)) * big
-    return targets * (log_total - arrays.finite(scaled)) + absent
+    """q (L - d), and 0 or inf for an absent class without or with mass."""
+    return targets * (log_total - arrays.finite(scaled)) + arrays.lost(targets, scaled)
 
 
 @_costs.defjvp

@@ -14,7 +14,7 @@ import pytest
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-# Tracing leaves much for the collector to walk through and little to collect: a tenth of the time, by its own thresholds.
+# Tracing leaves much for the collector to walk through and little to collect: a tenth of the time by its thresholds.
 gc.set_threshold(50_000, 20, 50)
 
 # A suite of small functions is mostly compile time: keep every one of them.

@@ -154,6 +154,18 @@ def test_mass_on_absent_classes():
         np.testing.assert_array_equal(gradient[absent], np.zeros(absent.sum()))
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_however_little_mass_on_an_absent_class(dtype):
+    """It costs infinity; a logit that is merely very low costs what it costs, and nothing without mass."""
+    info = np.finfo(dtype)
+    with jax.enable_x64(dtype == np.float64):
+        for mass in (info.tiny, 1e-30, 0.5, 1.0, 3.0):
+            targets = np.array([[1.0, mass], [1.0, mass], [1.0, 0.0], [1.0, 0.0]], dtype)
+            logits = np.array([[0, -np.inf], [0, info.min / 8], [0, -np.inf], [0, info.min]], dtype)
+            loss = jaxsoftmax.soft_cross_entropy(logits, targets)
+            np.testing.assert_allclose(loss, np.array([np.inf, -mass * logits[1, 1], 0, 0], dtype), rtol=1e-6)
+
+
 def test_divergence_from_absent_classes():
     """A class absent in the target costs nothing; one absent only in the model costs infinity, with gradient 0."""
     inf = np.inf

@@ -32,6 +32,7 @@ __all__ = [
     "inverse_temperature",
     "is_class",
     "is_label",
+    "lost",
     "near_top",
     "not_label",
     "own_pick",
@@ -193,6 +194,16 @@ def above_bottom(scaled: jax.Array) -> jax.Array:
 def finite(scaled: jax.Array) -> jax.Array:
     """d, and the lowest finite number for an absent class, which 0 can be multiplied by."""
     return jnp.maximum(scaled, float(jnp.finfo(scaled.dtype).min))
+
+
+def lost(mass: jax.Array, scaled: jax.Array) -> jax.Array:
+    """inf for an absent class (d = -inf) that has mass, and 0 for every other class; a constant to differentiation.
+
+    With  x = lowest - d,  x + |x| is inf for an absent class and 0 for the others.
+    """
+    info = jnp.finfo(scaled.dtype)
+    below, big = float(info.min) - scaled, 2.0 ** (info.maxexp - 1)
+    return lax.stop_gradient(jnp.minimum(jnp.abs(mass) * big, below + jnp.abs(below)) * big)
 
 
 def near_top(scaled: jax.Array) -> jax.Array:
