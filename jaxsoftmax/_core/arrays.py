@@ -283,7 +283,7 @@ def own_pick(values: jax.Array, labels: jax.Array, axes: Axes) -> jax.Array:
     if any(entry is not None for x in (values, labels) for entry in jax.typeof(x).sharding.spec):
         chosen = is_label(labels, jnp.broadcast_arrays(values, labels)[0], axes)
         return own_sum(jnp.where(chosen, values, jnp.zeros((), values.dtype)), axes)
-    picked = jnp.take_along_axis(values, jnp.clip(own, 0, size - 1), axis=axes.one)
+    picked = jnp.take_along_axis(values, jnp.clip(own, 0, size - 1), axis=axes.one, mode="promise_in_bounds")
     return jnp.where((own >= 0) & (own < size), picked, jnp.zeros((), values.dtype)) if axes.mesh else picked
 
 
