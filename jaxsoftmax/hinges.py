@@ -94,45 +94,70 @@ class _HingeResiduals(NamedTuple):
     margin: jax.Array
 
 
-def _violations(options: _HingeOptions, residuals: _HingeResiduals) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The margins a, -inf at the label and at absent classes; the label's logit; True at the label."""
+class _Gaps(NamedTuple):
+    """Per class: the logit less the label's, and 1 for the others, 0 for the label. Per row: the label's logit."""
+
+    gap: jax.Array
+    other: jax.Array
+    target: jax.Array
+
+
+def _gaps(options: _HingeOptions, residuals: _HingeResiduals) -> _Gaps:
     logits, labels, where, margin = residuals
     values = arrays.present(logits, where).astype(margin.dtype)
-    label = arrays.is_label(labels, logits, options.axes)
     target = meshes.total_of(arrays.own_pick(values, labels, options.axes), options.axes)
-    absent = label | jnp.isneginf(values)
     reference = jnp.where(jnp.isneginf(target), 0.0, target)
-    return jnp.where(absent, -jnp.inf, margin + (values - reference)), target, label
+    gap = jnp.minimum(arrays.finite(values) - reference, float(jnp.finfo(margin.dtype).max))
+    return _Gaps(gap, arrays.not_label(labels, logits, options.axes, margin.dtype), target)
 
 
-def _hinge_slopes(options: _HingeOptions, violations: jax.Array) -> jax.Array:
+# All per class is arithmetic (see arrays.py). A step from 0 to 1 is  max(1 - max(1 - big a, 0), 0),  with big times the
+# smallest normal number above 1; an absent class has the lowest gap, and the label in its place gets it too.
+
+
+def _steepness(dtype: Any) -> float:
+    return 2.0 ** (jnp.finfo(dtype).maxexp - 1)
+
+
+def _candidates(gaps: _Gaps) -> jax.Array:
+    """z_j - z_y of the others, and the lowest number for the label."""
+    return gaps.gap * gaps.other + (1.0 - gaps.other) * float(jnp.finfo(gaps.gap.dtype).min)
+
+
+def _best(options: _HingeOptions, candidates: jax.Array) -> jax.Array:
+    largest = jnp.max(lax.stop_gradient(candidates), axis=options.axes.one, keepdims=True)
+    return meshes.largest_of(largest, options.axes)
+
+
+def _hinge_slopes(options: _HingeOptions, gaps: _Gaps, margin: jax.Array) -> jax.Array:
     """u_j."""
+    big = _steepness(margin.dtype)
     if options.variant == "crammer_singer":
-        largest = jnp.max(lax.stop_gradient(violations), axis=options.axes.one, keepdims=True)
-        best = violations == meshes.largest_of(largest, options.axes)
-        number = arrays.row_sum(best.astype(violations.dtype), options.axes)
-        return jnp.where(best & (violations > 0), 1.0 / number, 0.0)
-    return (violations > 0).astype(violations.dtype)
+        candidates = lax.stop_gradient(_candidates(gaps))
+        largest = _best(options, candidates)
+        best = jnp.maximum(1.0 - (largest - candidates) * big, 0.0)
+        share = 1.0 / arrays.row_sum(best, options.axes)
+        return best * jnp.where(margin + largest > 0, share, 0.0)
+    violations = lax.stop_gradient(margin + gaps.gap)
+    return jnp.maximum(1.0 - jnp.maximum(1.0 - violations * big, 0.0), 0.0) * gaps.other
 
 
 def _hinge_forward(options: _HingeOptions, *args: Any) -> Any:
     residuals = _HingeResiduals(*args)
-    axes = options.axes
-    violations, target, _ = _violations(options, residuals)
-    positive = jnp.maximum(violations, 0.0)
-    if options.variant == "crammer_singer":
+    axes, margin = options.axes, residuals.margin
+    gaps = _gaps(options, residuals)
+    if options.variant == "weston_watkins":
+        loss = arrays.row_sum(jnp.maximum(margin + gaps.gap, 0.0) * gaps.other, axes)
+    elif axes.mesh:
         # A maximum over devices has no derivative; the mean of those that attain it has.
-        if axes.mesh:
-            loss = arrays.row_sum(_hinge_slopes(options, violations) * positive, axes)
-        else:
-            loss = jnp.max(positive, axis=axes.one, keepdims=True)
+        slopes = _hinge_slopes(options, gaps, margin)
+        loss = arrays.row_sum(slopes * jnp.maximum(margin + gaps.gap, 0.0), axes)
     else:
-        loss = arrays.row_sum(positive, axes)
+        loss = jnp.maximum(margin + jnp.max(_candidates(gaps), axis=axes.one, keepdims=True), 0.0)
     # Maxima may pass over a NaN; this sum is 0, or NaN where the row holds NaN or inf.
-    values = arrays.present(residuals.logits, residuals.where).astype(loss.dtype)
-    values = jnp.where(jnp.isneginf(values), 0.0, values)
+    values = arrays.finite(arrays.present(residuals.logits, residuals.where).astype(loss.dtype))
     loss = loss + arrays.row_sum(values - values, axes)
-    loss = jnp.where(jnp.isneginf(target), jnp.inf, loss)
+    loss = jnp.where(jnp.isneginf(gaps.target), jnp.inf, loss)
     valid = arrays.is_class(residuals.labels, residuals.logits.shape[axes.one], axes)
     loss = jnp.where(valid, loss, jnp.nan)
     if options.ignore_label is not None:
@@ -143,10 +168,10 @@ def _hinge_forward(options: _HingeOptions, *args: Any) -> Any:
 def _hinge_jacobian(options: _HingeOptions, residuals: _HingeResiduals) -> tuple[jax.Array, jax.Array]:
     """dloss/dz, and dloss/dm."""
     loss, _ = _hinge_forward(options, *residuals)
-    violations, target, label = _violations(options, residuals)
-    slopes = _hinge_slopes(options, violations)
+    gaps = _gaps(options, residuals)
+    slopes = _hinge_slopes(options, gaps, residuals.margin)
     total = arrays.row_sum(slopes, options.axes)
-    by_logits = jnp.where(label, jnp.where(jnp.isneginf(target), 0.0, -total), slopes)
+    by_logits = slopes - (1.0 - gaps.other) * jnp.where(jnp.isneginf(gaps.target), 0.0, total)
     broken = jnp.where(jnp.isnan(loss), jnp.nan, 0.0)
     if options.ignore_label is not None:
         counted = residuals.labels != options.ignore_label

@@ -1,7 +1,8 @@
 """The transformations that every operation must stand, as functions from a function to numbers.
 
 Each law takes a scalar function f of the operation's arguments and returns named results, all of them traced into one
-program: the results of the operation must equal those of its plain expression.
+program. What they must equal is computed from the operation's plain expression, in the function below each law, and by
+the plainest means: many ways to one derivative have one truth.
 """
 
 from collections.abc import Callable
@@ -45,6 +46,24 @@ def first_order(f: Function, operation: Operation, args: Any, forward: bool) -> 
     return results
 
 
+def first_order_truth(f: Function, operation: Operation, args: Any) -> dict[str, Any]:
+    """The gradient, of one and of a batch, and its product with the tangents."""
+    over = tuple(range(len(args)))
+    value, gradient = jax.value_and_grad(f, over)(*args)
+    batch = operation.batch(2)
+    slope = sum(jnp.sum(g * t) for g, t in zip(gradient, operation.tangents(), strict=True))
+    return {
+        "value": value,
+        "grad": gradient,
+        "vmap of grad": jax.vmap(jax.grad(f, over))(*batch),
+        "vmap over one": jax.vmap(jax.grad(f, over), in_axes=(0, *[None] * (len(args) - 1)))(batch[0], *args[1:]),
+        "jvp": (value, slope),
+        "linearize": slope,
+        "linear_transpose": tuple(1.5 * g for g in gradient),
+        "jacfwd": gradient[0],
+    }
+
+
 def higher_order(f: Function, operation: Operation, args: Any, forward: bool) -> dict[str, Any]:
     """Hessian-vector products each way, and the third derivative along a line."""
     over = tuple(range(len(args)))
@@ -68,6 +87,23 @@ def higher_order(f: Function, operation: Operation, args: Any, forward: bool) ->
         results["reverse over forward"] = jax.grad(push(f), over)(*args)
         results["forward over forward"] = push(push(f))(*args)
     return results
+
+
+def higher_order_truth(f: Function, operation: Operation, args: Any) -> dict[str, Any]:
+    """One Hessian-vector product, its product with the tangents, and the third derivative by forward mode."""
+    tangents = operation.tangents()
+
+    def push(g: Function) -> Function:
+        return lambda *a: jax.jvp(g, a, tangents)[1]
+
+    product = push(jax.grad(f, tuple(range(len(args)))))(*args)
+    return {
+        "forward over reverse": product,
+        "reverse over reverse": product,
+        "third order": push(push(push(f)))(*args),
+        "reverse over forward": product,
+        "forward over forward": sum(jnp.sum(h * t) for h, t in zip(product, tangents, strict=True)),
+    }
 
 
 def control_flow(f: Function, operation: Operation, args: Any, forward: bool) -> dict[str, Any]:
@@ -97,6 +133,41 @@ def control_flow(f: Function, operation: Operation, args: Any, forward: bool) ->
     }
 
 
+def control_flow_truth(f: Function, operation: Operation, args: Any) -> dict[str, Any]:
+    """Without control flow: f of all rows at once, and the few numbers that come of it written out."""
+    over = tuple(range(len(args)))
+    batch = operation.batch(3)
+
+    def scanned(*rows: Any) -> jax.Array:
+        carry = jnp.float32(0.5)
+        for value in jax.vmap(f)(*rows):
+            carry = carry + jnp.cos(carry) * value
+        return carry
+
+    def branched(*a: Any) -> jax.Array:
+        value = carry = f(*a)
+        for _ in range(2):
+            carry = carry + jnp.cos(carry) * value
+        return carry
+
+    def weighted(w: Any, values: jax.Array) -> jax.Array:
+        carry = jnp.float32(1.0)
+        for value in values:
+            carry = carry + w * value * jnp.sin(carry)
+        return carry
+
+    gradient = jax.grad(f, over)(*args)
+    return {
+        "remat": gradient,
+        "remat with a policy": gradient,
+        "scan of remat": jax.grad(scanned, over)(*batch),
+        "cond and fori_loop": jax.grad(branched, over)(*args),
+        "mixed derivative through scan": jax.grad(lambda *rows: jax.grad(weighted)(0.7, jax.vmap(f)(*rows)), over)(
+            *batch
+        ),
+    }
+
+
 def sharded(f: Function, operation: Operation, args: Any, forward: bool) -> dict[str, Any]:
     """In shard_map: each device has its own first argument; the others are replicated, their cotangents summed."""
     del forward
@@ -123,13 +194,40 @@ def sharded(f: Function, operation: Operation, args: Any, forward: bool) -> dict
     return results
 
 
+def sharded_truth(f: Function, operation: Operation, args: Any) -> dict[str, Any]:
+    """On one device."""
+    over = tuple(range(len(args)))
+    first, rest = operation.batch(4)[0], args[1:]
+
+    def total(x: Any, *rest: Any) -> jax.Array:
+        return jnp.sum(jax.vmap(lambda row: f(row, *rest))(x))
+
+    def gradient(x: Any) -> jax.Array:
+        return jax.grad(total)(x, *rest)
+
+    outside, own = jax.value_and_grad(total, over)(first, *rest), gradient(first)
+    inside = (own, jax.jvp(gradient, (first,), (own,))[1])
+    results = {}
+    for check in (True, False):
+        results[f"grad of shard_map, check_vma={check}"] = outside
+        results[f"grad in shard_map, check_vma={check}"] = inside
+    return results
+
+
 LAWS = {law.__name__: law for law in (first_order, higher_order, control_flow, sharded)}
+TRUTHS = dict(zip(LAWS, (first_order_truth, higher_order_truth, control_flow_truth, sharded_truth), strict=True))
 
 
 def evaluate(name: str, operation: Operation, function: Function, forward: bool) -> dict[str, Any]:
     """All results of the law, from one compiled program."""
     f = scalar(operation, function)
     return jax.jit(lambda *args: LAWS[name](f, operation, args, forward))(*operation.args)
+
+
+def expected(name: str, operation: Operation) -> dict[str, Any]:
+    """What the results of the law must be, from the plain expression."""
+    f = scalar(operation, operation.plain)
+    return jax.jit(lambda *args: TRUTHS[name](f, operation, args))(*operation.args)
 
 
 def differences(actual: Any, expected: Any) -> float:
