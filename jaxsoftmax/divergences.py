@@ -309,12 +309,6 @@ def _mean_logit(scaled: jax.Array, others: jax.Array, axes: Axes) -> jax.Array:
     return arrays.row_sum(jnp.exp(scaled) * arrays.finite(scaled), axes) * (1.0 / (1.0 + others))
 
 
-def _distribution(scaled: jax.Array, others: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Which classes are absent, d with 0 in their place, and p."""
-    absent = jnp.isneginf(scaled)
-    return absent, jnp.where(absent, 0.0, scaled), jnp.exp(scaled) / (1.0 + others)
-
-
 def _entropy_slopes(axes: Axes, scaled: jax.Array, others: jax.Array) -> jax.Array:
     """-p (d - mu)."""
     centre = _mean_logit(scaled, others, axes)
@@ -360,6 +354,16 @@ class KLResiduals(NamedTuple):
     target_others: jax.Array
 
 
+class _Gap(NamedTuple):
+    """Per class: d of the model and the target, which are absent, and a, 0 where either is absent."""
+
+    model: jax.Array
+    target: jax.Array
+    model_absent: jax.Array
+    target_absent: jax.Array
+    gap: jax.Array
+
+
 class _Pair(NamedTuple):
     """Per class: d of the model and the target, which are absent, p, q, and delta, 0 where either is absent."""
 
@@ -372,13 +376,12 @@ class _Pair(NamedTuple):
     delta: jax.Array
 
 
-def _pair(axes: Axes, residuals: KLResiduals) -> _Pair:
-    logits, target_logits, where, temperature, largest, others, target_largest, target_others = residuals
-    values, target_values = arrays.present(logits, where), arrays.present(target_logits, where)
+def _gap(residuals: KLResiduals, largest: jax.Array, target_largest: jax.Array) -> _Gap:
+    where, temperature = residuals.where, residuals.temperature
+    values, target_values = arrays.present(residuals.logits, where), arrays.present(residuals.target_logits, where)
     model = arrays.centred(values, largest, temperature)
     target = arrays.centred(target_values, target_largest, temperature)
-    model_absent, _, p = _distribution(model, others)
-    target_absent, _, q = _distribution(target, target_others)
+    model_absent, target_absent = jnp.isneginf(model), jnp.isneginf(target)
     absent = model_absent | target_absent
 
     # a from the differences of the logits and of the maxima where these are close, so that close logits lose no digit;
@@ -389,14 +392,34 @@ def _pair(axes: Axes, residuals: KLResiduals) -> _Pair:
     if temperature is not None:
         across = across * arrays.inverse_temperature(temperature)
     within = jnp.where(absent, 0.0, model) - jnp.where(absent, 0.0, target)
-    gap = jnp.where(jnp.abs(offset) <= 1.0, across, within)
+    return _Gap(model, target, model_absent, target_absent, jnp.where(jnp.abs(offset) <= 1.0, across, within))
 
-    far = (jnp.abs(gap) >= 0.5) | (model_absent != target_absent)
-    far = jnp.any(far, axis=axes.dims, keepdims=True)
-    close = meshes.total_of(far.astype(largest.dtype), axes) == 0
-    near_offset = jnp.log1p(arrays.row_sum(q * jnp.expm1(jnp.where(close, gap, 0.0)), axes))
-    offset = jnp.where(close, near_offset, jnp.log1p(others) - jnp.log1p(target_others))
-    return _Pair(model, target, model_absent, target_absent, p, q, jnp.where(absent, 0.0, gap - offset))
+
+def _log_ratio(axes: Axes, residuals: KLResiduals) -> jax.Array:
+    """D = L_z - L_w, by log1p(G) where the two distributions are close, G = sum q (exp(a) - 1).
+
+    A class absent in the target has exp(d) / S_w in place of its term, one absent in the model -q. Where some a is so
+    large that q exp(a) may be a product of 0 and inf, its term is 4, and G, which the others lower by 1 at most, is out
+    of the range in which it counts.
+    """
+    # What the sums of the losses share with this one would be written out.
+    model, target, model_absent, target_absent, gap = _gap(
+        residuals, arrays.fresh(residuals.largest), arrays.fresh(residuals.target_largest)
+    )
+    share = 1.0 / (1.0 + residuals.target_others)
+    change = jnp.where(model_absent, -1.0, jnp.expm1(jnp.minimum(gap, 80.0)))
+    terms = jnp.where(target_absent, jnp.exp(model), jnp.exp(target) * change) * share
+    total = arrays.row_sum(jnp.where(gap > 80.0, 4.0, terms), axes)
+    close = jnp.abs(total) < 0.5
+    far = jnp.log1p(residuals.others) - jnp.log1p(residuals.target_others)
+    return jnp.where(close, jnp.log1p(jnp.where(close, total, 0.0)), far)
+
+
+def _pair(axes: Axes, residuals: KLResiduals) -> _Pair:
+    model, target, model_absent, target_absent, gap = _gap(residuals, residuals.largest, residuals.target_largest)
+    p, q = jnp.exp(model) / (1.0 + residuals.others), jnp.exp(target) / (1.0 + residuals.target_others)
+    delta = jnp.where(model_absent | target_absent, 0.0, gap - _log_ratio(axes, residuals))
+    return _Pair(model, target, model_absent, target_absent, p, q, delta)
 
 
 def _kl_terms(pair: _Pair) -> jax.Array:
@@ -404,7 +427,7 @@ def _kl_terms(pair: _Pair) -> jax.Array:
     small = jnp.abs(pair.delta) < 0.5
     t = jnp.where(small, pair.delta, 0.0)
     series = jnp.ones_like(t)
-    for n in range(14, 2, -1):
+    for n in range(9 if t.dtype == jnp.float32 else 14, 2, -1):
         series = 1.0 + t / n * series
     present = jnp.where(small, 0.5 * pair.q * jnp.square(t) * series, (pair.p - pair.q) - pair.q * pair.delta)
     costly = jnp.where(pair.model_absent, jnp.inf, present)
