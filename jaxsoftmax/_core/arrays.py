@@ -236,18 +236,9 @@ def excess(logits: jax.Array, axes: Axes, shift: jax.Array, temperature: jax.Arr
     """
     terms = jnp.exp(centred(logits, shift, temperature))
     without_top = -own_sum(lax.stop_gradient(jnp.maximum(-terms, terms - 1.0)), axes)
-    return _excess(*meshes.packed_sum(axes, without_top, own_sum(terms, axes)))
-
-
-@jax.custom_jvp
-def _excess(without_top: jax.Array, total: jax.Array) -> jax.Array:
-    """S - 1 from A and S; its derivative is that of S."""
-    return jnp.maximum(without_top, jnp.minimum(total - 1.0, 8.0 * total - 11.2))
-
-
-@_excess.defjvp
-def _excess_tangent(primals: Any, tangents: Any) -> Any:
-    return _excess(*primals), tangents[1]
+    without_top, total = meshes.packed_sum(axes, without_top, own_sum(terms, axes))
+    plain = total - 1.0  # S - 1, from which the derivatives come
+    return plain + lax.stop_gradient(jnp.maximum(without_top, jnp.minimum(plain, 8.0 * total - 11.2)) - plain)
 
 
 def is_label(labels: jax.Array, logits: jax.Array, axes: Axes) -> jax.Array:
