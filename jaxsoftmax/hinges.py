@@ -111,12 +111,8 @@ def _gaps(options: _HingeOptions, residuals: _HingeResiduals) -> _Gaps:
     return _Gaps(gap, arrays.not_label(labels, logits, options.axes, margin.dtype), target)
 
 
-# All per class is arithmetic (see arrays.py). A step from 0 to 1 is  max(1 - max(1 - big a, 0), 0),  with big times the
-# smallest normal number above 1; an absent class has the lowest gap, and the label in its place gets it too.
-
-
-def _steepness(dtype: Any) -> float:
-    return 2.0 ** (jnp.finfo(dtype).maxexp - 1)
+# All per class is arithmetic (see arrays.py). The step from 0 to 1 at a = 0 is  max(1 - max(1 - big a, 0), 0),  where
+# big times the smallest normal number is above 1. An absent class has the lowest gap.
 
 
 def _candidates(gaps: _Gaps) -> jax.Array:
@@ -124,17 +120,12 @@ def _candidates(gaps: _Gaps) -> jax.Array:
     return gaps.gap * gaps.other + (1.0 - gaps.other) * float(jnp.finfo(gaps.gap.dtype).min)
 
 
-def _best(options: _HingeOptions, candidates: jax.Array) -> jax.Array:
-    largest = jnp.max(lax.stop_gradient(candidates), axis=options.axes.one, keepdims=True)
-    return meshes.largest_of(largest, options.axes)
-
-
 def _hinge_slopes(options: _HingeOptions, gaps: _Gaps, margin: jax.Array) -> jax.Array:
     """u_j."""
-    big = _steepness(margin.dtype)
+    big = 2.0 ** (jnp.finfo(margin.dtype).maxexp - 1)
     if options.variant == "crammer_singer":
         candidates = lax.stop_gradient(_candidates(gaps))
-        largest = _best(options, candidates)
+        largest = meshes.largest_of(jnp.max(candidates, axis=options.axes.one, keepdims=True), options.axes)
         best = jnp.maximum(1.0 - (largest - candidates) * big, 0.0)
         share = 1.0 / arrays.row_sum(best, options.axes)
         return best * jnp.where(margin + largest > 0, share, 0.0)
