@@ -235,10 +235,10 @@ def excess(logits: jax.Array, axes: Axes, shift: jax.Array, temperature: jax.Arr
     The shift is the maximum of the widened logits.
     """
     terms = jnp.exp(centred(logits, shift, temperature))
-    without_top = -own_sum(lax.stop_gradient(jnp.maximum(-terms, terms - 1.0)), axes)
+    # min(e, 1 - e) as e less a constant, so that its derivative is that of e; with no number that backward passes have.
+    without_top = own_sum(terms - lax.stop_gradient(jnp.maximum(terms, 0.5) * 2.0 - 1.0), axes)
     without_top, total = meshes.packed_sum(axes, without_top, own_sum(terms, axes))
-    plain = total - 1.0  # S - 1, from which the derivatives come
-    return plain + lax.stop_gradient(jnp.maximum(without_top, jnp.minimum(plain, 8.0 * total - 11.2)) - plain)
+    return jnp.maximum(without_top, jnp.minimum(total - 1.0, 8.0 * total - 11.2))
 
 
 def is_label(labels: jax.Array, logits: jax.Array, axes: Axes) -> jax.Array:
