@@ -40,10 +40,9 @@ demo: $(VENV)/.stamp  ## train a classifier of handwritten digits (examples/digi
 # to hurry. All others run what users run. No test chosen by PYTEST_ARGS in one of the two (5) is no failure.
 # $(call pytest,ENVIRONMENT,FLAGS): the flags of XLA are for the hurried tests; jax 0.12 no longer knows that of 0.10.
 HURRIED := tests/calibration tests/conformance tests/integration tests/test_sharding.py
-HURRY := JAX_DISABLE_MOST_OPTIMIZATIONS=1 XLA_FLAGS="--xla_cpu_parallel_codegen_split_count=1
 define pytest
 $(1)/bin/python -m pytest $(addprefix --ignore=,$(HURRIED)) $(PYTEST_ARGS) || [ $$? -eq 5 ]
-$(HURRY) $(2)" $(1)/bin/python -m pytest $(HURRIED) $(PYTEST_ARGS) || [ $$? -eq 5 ]
+JAX_DISABLE_MOST_OPTIMIZATIONS=1 XLA_FLAGS="--xla_cpu_parallel_codegen_split_count=1 $(2)" $(1)/bin/python -m pytest $(HURRIED) $(PYTEST_ARGS) || [ $$? -eq 5 ]
 endef
 
 .PHONY: test

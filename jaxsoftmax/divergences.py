@@ -211,21 +211,16 @@ class DivergenceOptions(NamedTuple):
         return self.axes.mesh
 
 
-def _excess(values: jax.Array, axes: Axes, temperature: Any) -> tuple[jax.Array, jax.Array]:
-    """m, and S - 1."""
-    largest = arrays.row_max(values, axes, widened=True)
-    return largest, arrays.excess(values, axes, largest, temperature)
-
-
-def _soft_scaled(options: DivergenceOptions, residuals: DivergenceResiduals, shift: jax.Array) -> jax.Array:
-    return arrays.centred(capped(residuals.logits, residuals.where, options.logit_cap), shift, residuals.temperature)
+def _soft_scaled(options: DivergenceOptions, residuals: DivergenceResiduals) -> jax.Array:
+    values = capped(residuals.logits, residuals.where, options.logit_cap)
+    return arrays.centred(values, residuals.shift, residuals.temperature)
 
 
 def _soft_forward(options: DivergenceOptions, logits: Any, targets: Any, where: Any, temperature: Any) -> Any:
     axes = options.axes
-    numbers = _excess(capped(logits, where, options.logit_cap), options.axes, temperature)
+    numbers = arrays.excess(capped(logits, where, options.logit_cap), axes, temperature)
     residuals = DivergenceResiduals(logits, targets, where, temperature, *numbers)
-    scaled = _soft_scaled(options, residuals, residuals.shift)
+    scaled = _soft_scaled(options, residuals)
     costs = _costs(targets.astype(scaled.dtype), scaled, jnp.log1p(residuals.others))
     return arrays.row_sum(costs, axes), residuals
 
@@ -245,19 +240,20 @@ def _costs_tangent(primals: Any, tangents: Any) -> Any:
 
 def _soft_backward(options: DivergenceOptions, residuals: DivergenceResiduals, cotangent: jax.Array) -> Any:
     axes = options.axes
-    scaled, others = _soft_scaled(options, residuals, residuals.shift), residuals.others
-    gradient = -cotangent * log_softmax_pull(scaled, others, residuals.targets.astype(scaled.dtype), axes)
+    scaled = _soft_scaled(options, residuals)
+    targets = residuals.targets.astype(scaled.dtype)
+    gradient = -cotangent * log_softmax_pull(scaled, residuals.others, targets, axes)
     dlogits, dtemperature = arrays.to_inputs(gradient, scaled, residuals.temperature, axes)
     if options.logit_cap is not None:
         dlogits = dlogits * cap_slope(residuals.logits, residuals.where, options.logit_cap)
-    surprise = jnp.where(jnp.isneginf(scaled), 0.0, jnp.log1p(others) - scaled)
+    surprise = jnp.where(jnp.isneginf(scaled), 0.0, jnp.log1p(residuals.others) - scaled)
     dtargets = meshes.sum_like(cotangent * surprise, residuals.targets).astype(residuals.targets.dtype)
     return dlogits.astype(residuals.logits.dtype), dtargets, None, dtemperature
 
 
 def _soft_tangent(options: DivergenceOptions, residuals: DivergenceResiduals, tangents: Any) -> jax.Array:
     axes = options.axes
-    scaled = _soft_scaled(options, residuals, residuals.shift)
+    scaled = _soft_scaled(options, residuals)
     vector = tangents[0].astype(scaled.dtype)
     if options.logit_cap is not None:
         vector = vector * cap_slope(residuals.logits, residuals.where, options.logit_cap)
@@ -299,7 +295,7 @@ def _entropy_scaled(residuals: DivergenceResiduals) -> jax.Array:
 
 def entropy_forward(axes: Axes, logits: Any, where: Any, temperature: Any) -> Any:
     residuals = DivergenceResiduals(
-        logits, None, where, temperature, *_excess(arrays.present(logits, where), axes, temperature)
+        logits, None, where, temperature, *arrays.excess(arrays.present(logits, where), axes, temperature)
     )
     return jnp.log1p(residuals.others) - _mean_logit(_entropy_scaled(residuals), residuals.others, axes), residuals
 
@@ -354,16 +350,6 @@ class KLResiduals(NamedTuple):
     target_others: jax.Array
 
 
-class _Gap(NamedTuple):
-    """Per class: d of the model and the target, which are absent, and a, 0 where either is absent."""
-
-    model: jax.Array
-    target: jax.Array
-    model_absent: jax.Array
-    target_absent: jax.Array
-    gap: jax.Array
-
-
 class _Pair(NamedTuple):
     """Per class: d of the model and the target, which are absent, p, q, and delta, 0 where either is absent."""
 
@@ -376,7 +362,8 @@ class _Pair(NamedTuple):
     delta: jax.Array
 
 
-def _gap(residuals: KLResiduals, largest: jax.Array, target_largest: jax.Array) -> _Gap:
+def _gap(residuals: KLResiduals, largest: jax.Array, target_largest: jax.Array) -> tuple[jax.Array, ...]:
+    """Per class: d of the model and the target, which are absent, and a, 0 where either is absent."""
     where, temperature = residuals.where, residuals.temperature
     values, target_values = arrays.present(residuals.logits, where), arrays.present(residuals.target_logits, where)
     model = arrays.centred(values, largest, temperature)
@@ -392,7 +379,7 @@ def _gap(residuals: KLResiduals, largest: jax.Array, target_largest: jax.Array) 
     if temperature is not None:
         across = across * arrays.inverse_temperature(temperature)
     within = jnp.where(absent, 0.0, model) - jnp.where(absent, 0.0, target)
-    return _Gap(model, target, model_absent, target_absent, jnp.where(jnp.abs(offset) <= 1.0, across, within))
+    return model, target, model_absent, target_absent, jnp.where(jnp.abs(offset) <= 1.0, across, within)
 
 
 def _log_ratio(axes: Axes, residuals: KLResiduals) -> jax.Array:
@@ -435,8 +422,8 @@ def _kl_terms(pair: _Pair) -> jax.Array:
 
 
 def kl_forward(axes: Axes, logits: Any, target_logits: Any, where: Any, temperature: Any) -> Any:
-    model = _excess(arrays.present(logits, where), axes, temperature)
-    target = _excess(arrays.present(target_logits, where), axes, temperature)
+    model = arrays.excess(arrays.present(logits, where), axes, temperature)
+    target = arrays.excess(arrays.present(target_logits, where), axes, temperature)
     residuals = KLResiduals(logits, target_logits, where, temperature, *model, *target)
     return arrays.row_sum(_kl_terms(_pair(axes, residuals)), axes), residuals
 

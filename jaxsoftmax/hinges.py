@@ -111,10 +111,6 @@ def _gaps(options: _HingeOptions, residuals: _HingeResiduals) -> _Gaps:
     return _Gaps(gap, arrays.not_label(labels, logits, options.axes, margin.dtype), target)
 
 
-# All per class is arithmetic (see arrays.py). The step from 0 to 1 at a = 0 is  max(1 - max(1 - big a, 0), 0),  where
-# big times the smallest normal number is above 1. An absent class has the lowest gap.
-
-
 def _candidates(gaps: _Gaps) -> jax.Array:
     """z_j - z_y of the others, and the lowest number for the label."""
     return gaps.gap * gaps.other + (1.0 - gaps.other) * float(jnp.finfo(gaps.gap.dtype).min)
@@ -122,15 +118,13 @@ def _candidates(gaps: _Gaps) -> jax.Array:
 
 def _hinge_slopes(options: _HingeOptions, gaps: _Gaps, margin: jax.Array) -> jax.Array:
     """u_j."""
-    big = 2.0 ** (jnp.finfo(margin.dtype).maxexp - 1)
     if options.variant == "crammer_singer":
         candidates = lax.stop_gradient(_candidates(gaps))
         largest = meshes.largest_of(jnp.max(candidates, axis=options.axes.one, keepdims=True), options.axes)
-        best = jnp.maximum(1.0 - (largest - candidates) * big, 0.0)
+        best = 1.0 - arrays.positive(largest - candidates)
         share = 1.0 / arrays.row_sum(best, options.axes)
         return best * jnp.where(margin + largest > 0, share, 0.0)
-    violations = lax.stop_gradient(margin + gaps.gap)
-    return jnp.maximum(1.0 - jnp.maximum(1.0 - violations * big, 0.0), 0.0) * gaps.other
+    return arrays.positive(margin + gaps.gap) * gaps.other
 
 
 def _hinge_forward(options: _HingeOptions, *args: Any) -> Any:

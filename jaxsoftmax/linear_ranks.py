@@ -161,8 +161,7 @@ def _top_k(
 
     def function_of_block(logits: Any, block: Any, _: Any) -> Any:
         values, scale = capped(logits[0], None, cap_of(statics)), column(block.rows[0])
-        largest = arrays.row_max(values, axes, widened=True)
-        others = arrays.excess(values, axes, largest, scale)
+        largest, others = arrays.excess(values, axes, scale)
         best, indices = _best(values, k, axes)
         return indices, arrays.centred(best, largest, scale) - jnp.log1p(others)
 

@@ -300,8 +300,7 @@ def centre_of(scaled: jax.Array, total: jax.Array, vector: jax.Array, axes: Axes
     w is 1 for the largest class and falls to 0 within a millionth, so that even a near class does not blur c.
     """
     largest = jnp.maximum(1.0 + 2.0**20 * lax.stop_gradient(scaled), 0.0)
-    dominant = jnp.maximum(1.0 - jnp.maximum((lax.stop_gradient(total) - 2.0) * 2.0**40 + 1.0, 0.0), 0.0)
-    return arrays.row_sum(vector * largest, axes) * dominant
+    return arrays.row_sum(vector * largest, axes) * arrays.positive(2.0 - total)
 
 
 def _softmax_forward(axes: Axes, logits: Any, where: Any, temperature: Any) -> Any:
@@ -331,8 +330,7 @@ _softmax = rules.operation(_softmax_forward, _softmax_backward, _softmax_tangent
 
 def _log_softmax_forward(axes: Axes, logits: Any, where: Any, temperature: Any) -> Any:
     values = arrays.present(logits, where)
-    shift = arrays.row_max(values, axes, widened=True)
-    others = arrays.excess(values, axes, shift, temperature)
+    shift, others = arrays.excess(values, axes, temperature)
     out = arrays.centred(values, shift, temperature) - jnp.log1p(others)
     return out.astype(logits.dtype), _Residuals(logits, where, temperature, shift, others)
 
@@ -450,8 +448,7 @@ _logsumexp = rules.operation(_logsumexp_forward, _logsumexp_backward, _logsumexp
 
 def _smooth_max_forward(axes: Axes, logits: Any, where: Any, temperature: Any) -> Any:
     values = arrays.present(logits, where)
-    shift = arrays.row_max(values, axes, widened=True)
-    others = arrays.excess(values, axes, shift, temperature)
+    shift, others = arrays.excess(values, axes, temperature)
     bottom = meshes.largest_of(jnp.max(lax.stop_gradient(values), axis=axes.dims, keepdims=True), axes)
     out = jnp.where(jnp.isneginf(bottom), -jnp.inf, shift + temperature * jnp.log1p(others))
     return out.astype(logits.dtype), _Residuals(logits, where, temperature, shift, others)

@@ -304,7 +304,7 @@ def _smoothed_value(target: jax.Array, rest: jax.Array, mean: jax.Array, share: 
 
 def _smoothed_slopes(target: jax.Array, rest: jax.Array, mean: jax.Array, share: jax.Array) -> tuple[jax.Array, ...]:
     odds = scalars.log_odds(target, rest)
-    wrong, right = scalars.sigmoid(-odds), scalars.sigmoid(odds)
+    wrong, right = scalars.both_sigmoid(odds)
     by_share = jnp.where(jnp.isneginf(target), 0.0, target - mean)
     return share * right - (1.0 - share) * wrong, wrong, -share, by_share
 

@@ -37,6 +37,7 @@ __all__ = [
     "not_label",
     "own_pick",
     "own_sum",
+    "positive",
     "present",
     "quotient",
     "quotient_slope",
@@ -191,6 +192,12 @@ def above_bottom(scaled: jax.Array) -> jax.Array:
     return jnp.maximum(jnp.minimum(lax.stop_gradient(scaled) + float(jnp.finfo(scaled.dtype).max), 0.0) + 1.0, 0.0)
 
 
+def positive(x: jax.Array) -> jax.Array:
+    """1 where x > 0 and 0 elsewhere, in arithmetic, and no clamp; a constant to differentiation."""
+    big = 2.0 ** (jnp.finfo(x.dtype).maxexp - 1)  # times the smallest normal number it is above 1
+    return jnp.maximum(1.0 - jnp.maximum(1.0 - lax.stop_gradient(x) * big, 0.0), 0.0)
+
+
 def finite(scaled: jax.Array) -> jax.Array:
     """d, and the lowest finite number for an absent class, which 0 can be multiplied by."""
     return jnp.maximum(scaled, float(jnp.finfo(scaled.dtype).min))
@@ -229,16 +236,17 @@ def reciprocal(total: jax.Array) -> jax.Array:
 # the logits anew for one of the sums and rounds them differently, it is as exact as the plain S - 1, and no worse.
 
 
-def excess(logits: jax.Array, axes: Axes, shift: jax.Array, temperature: jax.Array | None) -> jax.Array:
-    """sum_j exp((z_j - max z) / T) - 1, exact to the last digit however small; 0 in a row without any class.
+def excess(logits: jax.Array, axes: Axes, temperature: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+    """The maximum of the widened logits, and  sum_j exp((z_j - max z) / T) - 1.
 
-    The shift is the maximum of the widened logits.
+    The latter is exact to the last digit however small, and 0 in a row without any class.
     """
+    shift = row_max(logits, axes, widened=True)
     terms = jnp.exp(centred(logits, shift, temperature))
     # min(e, 1 - e) as e less a constant, so that its derivative is that of e; with no number that backward passes have.
     without_top = own_sum(terms - lax.stop_gradient(jnp.maximum(terms, 0.5) * 2.0 - 1.0), axes)
     without_top, total = meshes.packed_sum(axes, without_top, own_sum(terms, axes))
-    return jnp.maximum(without_top, jnp.minimum(total - 1.0, 8.0 * total - 11.2))
+    return shift, jnp.maximum(without_top, jnp.minimum(total - 1.0, 8.0 * total - 11.2))
 
 
 def is_label(labels: jax.Array, logits: jax.Array, axes: Axes) -> jax.Array:

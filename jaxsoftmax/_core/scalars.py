@@ -20,14 +20,12 @@ def _folded(x: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 def softplus(x: jax.Array) -> jax.Array:
     """log(1 + exp(x)), as x + log1p(exp(-x)) for x > 0 and log1p(exp(x)) elsewhere."""
-    positive, decay = _folded(x)
-    return jnp.where(positive, x, 0.0) + jnp.log1p(decay)
+    return both_softplus(x)[1]
 
 
 def sigmoid(x: jax.Array) -> jax.Array:
     """1 / (1 + exp(-x)) for x > 0 and exp(x) / (1 + exp(x)) elsewhere; no form by tanh, which loses the tail."""
-    positive, decay = _folded(x)
-    return jnp.where(positive, 1.0, decay) / (1.0 + decay)
+    return both_sigmoid(x)[1]
 
 
 def both_softplus(x: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -40,8 +38,7 @@ def both_softplus(x: jax.Array) -> tuple[jax.Array, jax.Array]:
 def both_sigmoid(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """sigmoid(-x) and sigmoid(x), by one exponential."""
     positive, decay = _folded(x)
-    share = 1.0 / (1.0 + decay)
-    return jnp.where(positive, decay, 1.0) * share, jnp.where(positive, 1.0, decay) * share
+    return jnp.where(positive, decay, 1.0) / (1.0 + decay), jnp.where(positive, 1.0, decay) / (1.0 + decay)
 
 
 def log_odds(target: jax.Array, rest: jax.Array) -> jax.Array:
