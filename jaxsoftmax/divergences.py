@@ -6,11 +6,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.typing import ArrayLike
 
 from jaxsoftmax._core import arrays, checks, meshes, rules
 from jaxsoftmax._core.meshes import Axes, AxisName
-from jaxsoftmax.normalizers import log_softmax_pull, log_softmax_push
+from jaxsoftmax.normalizers import centre_of, log_softmax_pull, log_softmax_push
 from jaxsoftmax.statistics import cap_slope, capped
 
 __all__ = ["entropy", "kl_divergence", "soft_cross_entropy"]
@@ -225,17 +226,11 @@ def _soft_forward(options: DivergenceOptions, logits: Any, targets: Any, where: 
     return arrays.row_sum(costs, axes), residuals
 
 
-@jax.custom_jvp
 def _costs(targets: jax.Array, scaled: jax.Array, log_total: jax.Array) -> jax.Array:
-    """q (L - d), and 0 or inf for an absent class without or with mass."""
-    return targets * (log_total - arrays.finite(scaled)) + arrays.lost(targets, scaled)
-
-
-@_costs.defjvp
-def _costs_tangent(primals: Any, tangents: Any) -> Any:
-    targets, scaled, log_total = primals
-    along = targets * (tangents[2] - tangents[1]) + tangents[0] * (log_total - scaled)
-    return _costs(*primals), jnp.where(jnp.isneginf(scaled), 0.0, along)
+    """q (L - d), and 0 or inf, with derivatives 0, for an absent class without or with mass."""
+    absent = arrays.absent(scaled)
+    present = (4.0 - jnp.minimum(absent, 4.0)) * 0.25  # no constant that another kernel has
+    return targets * ((log_total - arrays.finite(scaled)) * present) + arrays.where_mass(targets, absent)
 
 
 def _soft_backward(options: DivergenceOptions, residuals: DivergenceResiduals, cotangent: jax.Array) -> Any:
@@ -302,13 +297,13 @@ def entropy_forward(axes: Axes, logits: Any, where: Any, temperature: Any) -> An
 
 def _mean_logit(scaled: jax.Array, others: jax.Array, axes: Axes) -> jax.Array:
     """mu = sum p d, where absent classes have p = 0."""
-    return arrays.row_sum(jnp.exp(scaled) * arrays.finite(scaled), axes) * (1.0 / (1.0 + others))
+    return arrays.row_sum(jnp.exp(scaled) * arrays.held(scaled), axes) * (1.0 / (1.0 + others))
 
 
 def _entropy_slopes(axes: Axes, scaled: jax.Array, others: jax.Array) -> jax.Array:
     """-p (d - mu)."""
     centre = _mean_logit(scaled, others, axes)
-    return jnp.exp(scaled) * (centre - arrays.finite(scaled)) * (1.0 / (1.0 + others))
+    return jnp.exp(scaled) * (centre - arrays.held(scaled)) * (1.0 / (1.0 + others))
 
 
 def entropy_backward(axes: Axes, residuals: DivergenceResiduals, cotangent: jax.Array) -> Any:
@@ -371,32 +366,38 @@ def _gap(residuals: KLResiduals, largest: jax.Array, target_largest: jax.Array) 
     model_absent, target_absent = jnp.isneginf(model), jnp.isneginf(target)
     absent = model_absent | target_absent
 
-    # a from the differences of the logits and of the maxima where these are close, so that close logits lose no digit;
-    # else from the logits less their own maxima, which a large offset between the two would drown.
+    # (z - m_z) - (w - m_w) with the roundings of the three differences, so that close distributions lose no digit
+    # whatever the offset of their logits.
     z, w = (jnp.where(absent, 0.0, x.astype(largest.dtype)) for x in (values, target_values))
-    offset = largest - target_largest
-    across = jnp.where(absent, 0.0, (z - w) - offset)
+    (z, z_lost), (w, w_lost) = _difference(z, largest), _difference(w, target_largest)
+    gap, gap_lost = _difference(jnp.where(absent, 0.0, z), jnp.where(absent, 0.0, w))
+    gap = gap + jnp.where(absent, 0.0, gap_lost + (z_lost - w_lost))
     if temperature is not None:
-        across = across * arrays.inverse_temperature(temperature)
-    within = jnp.where(absent, 0.0, model) - jnp.where(absent, 0.0, target)
-    return model, target, model_absent, target_absent, jnp.where(jnp.abs(offset) <= 1.0, across, within)
+        gap = gap * arrays.inverse_temperature(temperature)
+    return model, target, model_absent, target_absent, gap
+
+
+def _difference(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """a - b as it is rounded, and what the rounding lost, exactly (Knuth's two-sum); a constant to differentiation."""
+    rounded = a - b
+    other = a - rounded
+    lost = (a - (rounded + other)) + (other - b)
+    return rounded, lax.stop_gradient(lost)
 
 
 def _log_ratio(axes: Axes, residuals: KLResiduals) -> jax.Array:
     """D = L_z - L_w, by log1p(G) where the two distributions are close, G = sum q (exp(a) - 1).
 
-    A class absent in the target has exp(d) / S_w in place of its term, one absent in the model -q. Where some a is so
-    large that q exp(a) may be a product of 0 and inf, its term is 4, and G, which the others lower by 1 at most, is out
-    of the range in which it counts.
+    A term is (exp(d_z) - exp(d_w)) / S_w where a is large, and where the class is absent in either.
     """
     # What the sums of the losses share with this one would be written out.
     model, target, model_absent, target_absent, gap = _gap(
         residuals, arrays.fresh(residuals.largest), arrays.fresh(residuals.target_largest)
     )
     share = 1.0 / (1.0 + residuals.target_others)
-    change = jnp.where(model_absent, -1.0, jnp.expm1(jnp.minimum(gap, 80.0)))
-    terms = jnp.where(target_absent, jnp.exp(model), jnp.exp(target) * change) * share
-    total = arrays.row_sum(jnp.where(gap > 80.0, 4.0, terms), axes)
+    apart = (gap > 80.0) | model_absent | target_absent
+    near = jnp.exp(target) * jnp.expm1(jnp.minimum(gap, 80.0))
+    total = arrays.row_sum(jnp.where(apart, jnp.exp(model) - jnp.exp(target), near) * share, axes)
     close = jnp.abs(total) < 0.5
     far = jnp.log1p(residuals.others) - jnp.log1p(residuals.target_others)
     return jnp.where(close, jnp.log1p(jnp.where(close, total, 0.0)), far)
@@ -428,13 +429,14 @@ def kl_forward(axes: Axes, logits: Any, target_logits: Any, where: Any, temperat
     return arrays.row_sum(_kl_terms(_pair(axes, residuals)), axes), residuals
 
 
-def _kl_slopes(axes: Axes, pair: _Pair) -> tuple[jax.Array, jax.Array]:
+def _kl_slopes(axes: Axes, pair: _Pair, target_others: jax.Array) -> tuple[jax.Array, jax.Array]:
     """By d of the model p - q = q expm1(delta); by d of the target -q (delta - sum q delta), since f = -sum q delta."""
     small = jnp.abs(pair.delta) < 0.5
     near = pair.q * jnp.expm1(jnp.where(small, pair.delta, 0.0))
     difference = jnp.where(small & ~pair.target_absent, near, pair.p - pair.q)
-    centre = arrays.row_sum(pair.q * pair.delta, axes)
-    by_target = pair.q * (centre - pair.delta)
+    # Less the largest class's, where that has more than half of the mass, or its own slope would cancel.
+    delta = pair.delta - centre_of(pair.target, 1.0 + target_others, pair.delta, axes)
+    by_target = pair.q * (arrays.row_sum(pair.q * delta, axes) - delta)
     broken = 0.0 * (arrays.own_sum(pair.p, axes) + arrays.own_sum(pair.q, axes))
     by_model = jnp.where(pair.model_absent, 0.0, difference) + broken
     return by_model, jnp.where(pair.model_absent, 0.0, by_target) + broken
@@ -442,7 +444,7 @@ def _kl_slopes(axes: Axes, pair: _Pair) -> tuple[jax.Array, jax.Array]:
 
 def kl_backward(axes: Axes, residuals: KLResiduals, cotangent: jax.Array) -> Any:
     pair = _pair(axes, residuals)
-    by_model, by_target = _kl_slopes(axes, pair)
+    by_model, by_target = _kl_slopes(axes, pair, residuals.target_others)
     temperature = residuals.temperature
     dlogits, by_t = arrays.to_inputs(cotangent * by_model, pair.model, temperature, axes)
     dtargets, target_by_t = arrays.to_inputs(cotangent * by_target, pair.target, temperature, axes)
@@ -454,7 +456,7 @@ def kl_backward(axes: Axes, residuals: KLResiduals, cotangent: jax.Array) -> Any
 
 def kl_tangent(axes: Axes, residuals: KLResiduals, tangents: Any) -> jax.Array:
     pair = _pair(axes, residuals)
-    by_model, by_target = _kl_slopes(axes, pair)
+    by_model, by_target = _kl_slopes(axes, pair, residuals.target_others)
     model = arrays.from_inputs(tangents[0], tangents[3], pair.model, residuals.temperature)
     target = arrays.from_inputs(tangents[1], tangents[3], pair.target, residuals.temperature)
     return arrays.row_sum(by_model * model + by_target * target, axes)

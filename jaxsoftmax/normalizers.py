@@ -299,8 +299,19 @@ def centre_of(scaled: jax.Array, total: jax.Array, vector: jax.Array, axes: Axes
 
     w is 1 for the largest class and falls to 0 within a millionth, so that even a near class does not blur c.
     """
-    largest = jnp.maximum(1.0 + 2.0**20 * lax.stop_gradient(scaled), 0.0)
-    return arrays.row_sum(vector * largest, axes) * arrays.positive(2.0 - total)
+    return arrays.row_sum(vector * _largest(scaled), axes) * arrays.positive(2.0 - total)
+
+
+def _largest(scaled: jax.Array) -> jax.Array:
+    return jnp.maximum(1.0 + 2.0**20 * lax.stop_gradient(scaled), 0.0)
+
+
+def softmax_push(scaled: jax.Array, total: jax.Array, vector: jax.Array, axes: Axes) -> jax.Array:
+    """J v as (I - w 1') J (v - c 1): the sum that it subtracts is 0, but transposed it centres the cotangent."""
+    centred = vector - centre_of(scaled, total, vector, axes)
+    probabilities = softmax_probabilities(scaled, total)
+    tangent = probabilities * (centred - arrays.row_sum(probabilities * centred, axes))
+    return tangent - _largest(scaled) * (arrays.positive(2.0 - total) * arrays.row_sum(tangent, axes))
 
 
 def _softmax_forward(axes: Axes, logits: Any, where: Any, temperature: Any) -> Any:
@@ -321,8 +332,7 @@ def _softmax_backward(axes: Axes, residuals: _Residuals, cotangent: jax.Array) -
 def _softmax_tangent(axes: Axes, residuals: _Residuals, tangents: Any) -> jax.Array:
     scaled = residuals.scaled(residuals.shift)
     vector = arrays.from_inputs(tangents[0], tangents[2], scaled, residuals.temperature)
-    tangent = softmax_jacobian(residuals.scaled, residuals.shift, residuals.total, vector, axes)
-    return tangent.astype(residuals.logits.dtype)
+    return softmax_push(scaled, residuals.total, vector, axes).astype(residuals.logits.dtype)
 
 
 _softmax = rules.operation(_softmax_forward, _softmax_backward, _softmax_tangent)
@@ -385,8 +395,14 @@ class _SumResiduals(NamedTuple):
 
     def probabilities(self, scaled: jax.Array) -> jax.Array:
         """w exp(d) / S."""
-        plain = softmax_probabilities(scaled, self.total)
-        return plain if self.weights is None else self.weights * plain
+        if self.weights is None:
+            return softmax_probabilities(scaled, self.total)
+        return self.weights * jnp.exp(scaled) * _quotient_of_one(self.total)
+
+
+def _quotient_of_one(total: jax.Array) -> jax.Array:
+    """1 / S for a sum with weights, which can be as small as they are; 0 for 0."""
+    return jnp.where(total == 0, 0.0, 1.0 / jnp.where(total == 0, 1.0, total))
 
 
 def _weighted(logits: jax.Array, where: jax.Array | None, weights: jax.Array | None) -> jax.Array:
@@ -414,7 +430,7 @@ def _offers(residuals: _SumResiduals) -> jax.Array:
     values = arrays.present(residuals.logits, residuals.where)
     empty = residuals.total == 0
     scaled = arrays.centred(values, jnp.where(empty, 0.0, residuals.shift), residuals.temperature)
-    return jnp.where(empty, 0.0, softmax_probabilities(jnp.where(empty, -jnp.inf, scaled), residuals.total))
+    return jnp.exp(jnp.where(empty, -jnp.inf, scaled)) * _quotient_of_one(residuals.total)
 
 
 def _logsumexp_backward(axes: Axes, residuals: _SumResiduals, cotangent: jax.Array) -> Any:
@@ -458,7 +474,7 @@ def _smooth_max_slopes(axes: Axes, residuals: _Residuals) -> tuple[jax.Array, ja
     """p, and H(p) = log1p(S - 1) - sum p d, in nats; 0 in a row without any class."""
     others, scaled = residuals.total, residuals.scaled(residuals.shift)
     probabilities = jnp.exp(scaled) / (1.0 + others)
-    return probabilities, jnp.log1p(others) - arrays.row_sum(probabilities * arrays.finite(scaled), axes)
+    return probabilities, jnp.log1p(others) - arrays.row_sum(probabilities * arrays.held(scaled), axes)
 
 
 def _smooth_max_backward(axes: Axes, residuals: _Residuals, cotangent: jax.Array) -> Any:

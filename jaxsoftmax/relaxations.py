@@ -11,7 +11,7 @@ from jax.typing import ArrayLike
 
 from jaxsoftmax._core import arrays, checks, rules
 from jaxsoftmax._core.meshes import Axes
-from jaxsoftmax.normalizers import softmax_jacobian, softmax_probabilities
+from jaxsoftmax.normalizers import softmax_jacobian, softmax_probabilities, softmax_push
 
 __all__ = ["gumbel_softmax", "straight_through"]
 
@@ -165,8 +165,7 @@ def _gumbel_backward(options: _Options, residuals: _Residuals, cotangent: jax.Ar
 def _gumbel_tangent(options: _Options, residuals: _Residuals, tangents: Any) -> jax.Array:
     scaled = residuals.scaled(residuals.shift)
     vector = arrays.from_inputs(tangents[1], tangents[3], scaled, residuals.temperature)
-    tangent = softmax_jacobian(residuals.scaled, residuals.shift, residuals.total, vector, options.axes)
-    return tangent.astype(residuals.logits.dtype)
+    return softmax_push(scaled, residuals.total, vector, options.axes).astype(residuals.logits.dtype)
 
 
 _gumbel = rules.operation(_gumbel_forward, _gumbel_backward, _gumbel_tangent)

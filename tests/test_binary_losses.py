@@ -139,3 +139,16 @@ def test_agreement_with_optax():
         optax.sigmoid_focal_loss(logits, labels, alpha=0.25),
         rtol=1e-5,
     )
+
+
+def test_an_infinite_slope_counts_for_nothing_where_nothing_comes_in():
+    """By labels, the slope at a logit of -inf is infinite; a cotangent or a tangent of 0 makes it 0."""
+    logits, labels = np.float32([-np.inf, np.inf, 1.0]), np.float32([0.0, 1.0, 0.0])
+    for function in (jaxsoftmax.binary_cross_entropy, jaxsoftmax.sigmoid_focal_loss):
+        results = value_and_gradients(function, np.zeros(3, np.float32), [logits, labels])
+        np.testing.assert_array_equal(results[1:], np.zeros((2, 3)))
+        with jaxsoftmax.forward_mode():
+            _, pushed = jax.jvp(lambda z, f=function: f(z, labels), (logits,), (np.ones(3, np.float32),))
+        np.testing.assert_array_equal(pushed[:2], np.zeros(2))
+        second = jax.jvp(jax.grad(lambda z, f=function: jnp.sum(f(z, labels))), (logits,), (np.ones(3, np.float32),))[1]
+        np.testing.assert_array_equal(second[:2], np.zeros(2))

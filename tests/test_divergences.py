@@ -196,6 +196,30 @@ def test_divergence_of_equal_and_nearly_equal_distributions():
     assert np.all(loss >= 0)
 
 
+@pytest.mark.parametrize("offset", [0.5, 2.0, 100.0])
+@pytest.mark.parametrize("step", [1e-2, 1e-4, 1e-6])
+def test_divergence_of_close_distributions_with_an_offset(offset, step):
+    """The logits of a teacher and a student are rarely of one height, nor their largest class the same."""
+    rng = np.random.default_rng(44)
+    target_logits = (3.0 * rng.normal(size=(8, 10))).astype(np.float32)
+    logits = (target_logits + step * rng.normal(size=(8, 10)) + offset).astype(np.float32)
+    check("kl_divergence", logits, target_logits)
+
+
+def test_a_class_that_only_the_model_has_leaves_the_others_exact():
+    """Masked in the teacher by a large negative number, it has the ratio exp(1e9)."""
+    target_logits = np.float32([[0.0, 0.1, -1e9, -0.5]] * 2)
+    logits = np.float32([[0.0, 0.1 + 1e-5, -40.0, -0.5], [0.0, 0.1 + 1e-5, 2.0, -0.5]])
+    check("kl_divergence", logits, target_logits)
+
+
+def test_the_slope_by_a_certain_target_keeps_its_tail():
+    logits, target_logits = np.float32([[0, 0], [1, 0]]), np.float32([[40, 0], [17, 0]])
+    check("kl_divergence", logits, target_logits)
+    _, _, slope = value_and_gradients(jaxsoftmax.kl_divergence, np.ones(2, np.float32), [logits, target_logits])
+    np.testing.assert_allclose(slope[:, 0], -slope[:, 1], rtol=1e-5)
+
+
 FUNCTIONS = {
     "soft_cross_entropy": lambda x, **o: jaxsoftmax.soft_cross_entropy(x, jnp.full(x.shape, 0.25, x.dtype), **o),
     "kl_divergence": lambda x, **o: jaxsoftmax.kl_divergence(x, jnp.zeros(x.shape, x.dtype), **o),

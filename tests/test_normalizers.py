@@ -154,6 +154,43 @@ def test_extreme_temperatures(name):
     check(name, logits, np.float32, np.full_like(temperature, 0.3))
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_infinite_temperature(name):
+    """Every class is as likely; the smooth maximum is infinite."""
+    logits = np.float32([[1.0, 1.0, 0.0, -np.inf], [3.0, -1e30, 1e30, 0.0]])
+    cotangent = np.ones_like(logits if name in PER_CLASS else logits[:, 0])
+    results = value_and_gradients(ours(name), cotangent, [logits, np.float32([np.inf, np.inf])])
+    share = np.float32([[1 / 3] * 3 + [0], [1 / 4] * 4])
+    with np.errstate(divide="ignore"):
+        limit = {
+            "softmax": share,
+            "log_softmax": np.log(share),
+            "logsumexp": np.log([3, 4]),
+            "smooth_max": np.float32([np.inf, np.inf]),
+        }[name]
+    np.testing.assert_allclose(results[0], limit, rtol=1e-6)
+    assert np.all(np.isfinite(results[1])) and np.all(np.isfinite(results[2]))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_temperature_makes_a_nan_in_forward_mode(name):
+    logits = np.float32([[1.0, 1.0, 0.0, -np.inf], [3.0, -1e38, 1e38, 0.0]])
+
+    @jax.jit
+    @jaxsoftmax.forward_mode()
+    def push(z, t):
+        return jax.jvp(ours(name), (z, t), (jnp.ones_like(z), jnp.ones_like(t)))[1]
+
+    for temperature in (0.0, 1e-38, 1e-37, 1e-20, 1.0, 1e38, np.inf):
+        assert not np.any(np.isnan(push(logits, np.full(2, temperature, np.float32)))), temperature
+
+
+def test_slopes_by_temperature_that_overflow_are_no_nan():
+    logits, cotangent = np.float32([[0, -3e38, -3e38]]), np.float32([[0, 2, -2]])
+    results = value_and_gradients(ours("log_softmax"), cotangent, [logits, np.float32([1.0])])
+    assert np.isfinite(results[2])
+
+
 def test_temperature_zero_is_the_limit():
     logits = np.float32([[1, 3, 2, 3], [5, 1, 1, 1], [0, 0, 0, 0], [-1, -np.inf, -4, -2], [-np.inf] * 4])
     temperature = np.zeros(5, np.float32)
@@ -398,6 +435,17 @@ def test_the_gradient_of_softmax_keeps_its_tail():
         np.testing.assert_allclose(gradient[0, 0], -gradient[0, 1], rtol=1e-15)
 
 
+def test_forward_mode_keeps_the_tail_both_ways():
+    """At a certain row, pushed forward and, inside of forward_mode, pulled back."""
+    logits, vector = np.float32([40.0, 0.0, -5.0]), np.float32([1.0, 0.3, -2.0])
+    exact = oracles.softmax(logits[None], vector[None]).logits.value[0]
+    with jaxsoftmax.forward_mode():
+        _, pushed = jax.jvp(jaxsoftmax.softmax, (logits,), (vector,))
+        _, pulled = value_and_gradients(jaxsoftmax.softmax, vector, [logits])
+    np.testing.assert_allclose(pushed, exact, rtol=2e-6)
+    np.testing.assert_allclose(pulled, exact, rtol=2e-6)
+
+
 @pytest.mark.parametrize("name", PER_CLASS)
 def test_half_precision_gradients_take_their_own_dtype(name):
     logits = jnp.zeros((2, 3), jnp.bfloat16)
@@ -459,3 +507,19 @@ def test_half_precision_logits_that_the_same_program_computes(name):
     certain = exact > -1e-3
     assert np.sum(certain) > 10
     np.testing.assert_allclose(value[certain], (np.exp(exact) if name == "softmax" else exact)[certain], atol=2e-3)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_large_half_precision_logits_that_the_same_program_computes(name):
+    """Between 2**15 and 2**17 they are rounded by hundreds, whether the compiler rounds all of them or none."""
+    rng = np.random.default_rng(9)
+    x, w = (jnp.asarray(s * rng.standard_normal(shape), jnp.bfloat16) for s, shape in ((1, (8, 4)), (5e4, (4, 1000))))
+
+    @jax.jit
+    def run(x, w):
+        value, pullback = jax.vjp(lambda x: ours(name)(x @ w), x)
+        return value, *pullback(jnp.ones_like(value))
+
+    assert all(np.all(np.isfinite(np.asarray(a, np.float32))) for a in run(x, w))
+    if name == "softmax":
+        np.testing.assert_allclose(np.asarray(run(x, w)[0], np.float32).sum(1), 1.0, atol=0.01)

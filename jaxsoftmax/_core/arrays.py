@@ -21,6 +21,7 @@ from jaxsoftmax._core.meshes import Axes
 
 __all__ = [
     "above_bottom",
+    "absent",
     "centred",
     "common_dtype",
     "compute_dtype",
@@ -29,11 +30,12 @@ __all__ = [
     "finite",
     "fresh",
     "from_inputs",
+    "held",
     "inverse_temperature",
     "is_class",
     "is_label",
-    "lost",
     "near_top",
+    "no_class",
     "not_label",
     "own_pick",
     "own_sum",
@@ -46,6 +48,7 @@ __all__ = [
     "row_sum",
     "sum_to",
     "to_inputs",
+    "where_mass",
 ]
 
 
@@ -75,23 +78,26 @@ def own_sum(x: jax.Array, axes: Axes) -> jax.Array:
 
 
 def present(logits: jax.Array, where: jax.Array | None) -> jax.Array:
-    """The logits with absent classes at -inf; whatever stood there, NaN included, is gone."""
+    """The logits with absent classes at -inf; whatever stood there, NaN included, is gone.
+
+    Those of half precision are made opaque. In a program that computes them itself the compiler may leave out their
+    rounding in one use and not in another; between a maximum and a sum that is more than exp can take.
+    """
+    if logits.dtype != compute_dtype(logits.dtype):
+        logits = fresh(logits)
     if where is None:
         return logits
     where = meshes.split_like(where.reshape((1,) * (logits.ndim - where.ndim) + where.shape), logits)
     return jnp.where(where, logits, jnp.asarray(-jnp.inf, logits.dtype))
 
 
-def row_max(logits: jax.Array, axes: Axes, *, widened: bool = False) -> jax.Array:
+def row_max(logits: jax.Array, axes: Axes) -> jax.Array:
     """The largest logit of each row, a constant to differentiation; the lowest finite number where no class is present.
 
-    In the logits' own dtype it is exact and fast. In a program that computes half-precision logits itself, though, the
-    compiler may leave out their rounding in the sums that follow. Most sums do not mind a largest logit that is rounded
-    alone; `excess` does, and there it is taken of the widened logits.
+    In the logits' own dtype, where it is exact and fast.
     """
     lowest, wide = float(jnp.finfo(logits.dtype).min), compute_dtype(logits.dtype)
     logits = lax.stop_gradient(logits)
-    logits = logits.astype(wide) if widened else logits
     return meshes.largest_of(jnp.max(logits, axis=axes.dims, keepdims=True, initial=lowest).astype(wide), axes)
 
 
@@ -100,18 +106,23 @@ def divided(x: jax.Array, temperature: jax.Array | None) -> jax.Array:
 
     T is held above the smallest normal number, and where that is needed the quotient is multiplied by 2**126: then 0
     stays 0 and every other difference becomes -inf, which is the limit, without a select. A negative T makes NaN.
+
+    A custom_jvp does not outlive a `scan`: differentiated twice, JAX takes the plain derivative. So that one by T comes
+    from a term that is 0, whose -inf are held where 0 can be multiplied by them.
     """
     return x if temperature is None else _divided(x, temperature)
 
 
 @jax.custom_jvp
 def _divided(x: jax.Array, temperature: jax.Array) -> jax.Array:
-    info = jnp.finfo(temperature.dtype)
-    temperature = fresh(temperature)  # a constant would be folded with the factor below, which overflows at T = 0
+    tiny = float(jnp.finfo(temperature.dtype).tiny)
+    inverse = inverse_temperature(jnp.where(temperature < 2.0**-62, lax.stop_gradient(temperature), temperature))
+    temperature = fresh(lax.stop_gradient(temperature))  # a constant would be folded with the factor, and overflow
     huge = temperature > 2.0**100  # the compiler multiplies by 1 / T, which must not vanish: -inf times 0 is NaN
-    bounded = jnp.clip(jnp.where(huge, temperature * 2.0**-24, temperature), float(info.tiny), float(info.max))
-    factor = jnp.where(temperature <= float(info.tiny), 2.0**126, jnp.where(huge, 2.0**-24, 1.0))
-    return x / bounded * jnp.where(temperature >= 0, factor, jnp.nan)
+    bounded = jnp.clip(jnp.where(huge, temperature * 2.0**-24, temperature), tiny, 2.0**104)
+    factor = jnp.where(temperature <= tiny, 2.0**126, jnp.where(huge, 2.0**-24, 1.0))
+    slope = jnp.maximum(x, -(2.0**64)) * (inverse - lax.stop_gradient(inverse))
+    return x / bounded * jnp.where(temperature >= 0, factor, jnp.nan) + slope
 
 
 @_divided.defjvp
@@ -144,14 +155,19 @@ def to_inputs(
     if temperature is None:
         return gradient, None
     inverse = inverse_temperature(temperature)
-    moment = row_sum(jnp.where(gradient == 0, 0.0, gradient * jnp.where(gradient == 0, 0.0, scaled)), axes)
-    return gradient * inverse, jnp.where(inverse == 0, 0.0, _bounded(-moment * inverse))
+    moments = jnp.where(gradient == 0, 0.0, gradient * jnp.where(gradient == 0, 0.0, scaled))
+    moments = jnp.clip(moments, *_limits(moments, 2.0**-17))  # infinities of either sign would sum to NaN
+    return gradient * inverse, jnp.where(inverse == 0, 0.0, _bounded(-row_sum(moments, axes) * inverse))
 
 
 def _bounded(slope: jax.Array) -> jax.Array:
     """Slopes by T, which grow as 1 / T**2, held so far from overflow that the sum of those of 2**24 rows is no NaN."""
-    limit = float(jnp.finfo(slope.dtype).max) * 2.0**-24
-    return jnp.clip(slope, -limit, limit)
+    return jnp.clip(slope, *_limits(slope, 2.0**-24))
+
+
+def _limits(x: jax.Array, share: float) -> tuple[float, float]:
+    largest = float(jnp.finfo(x.dtype).max) * share
+    return -largest, largest
 
 
 def from_inputs(
@@ -162,7 +178,8 @@ def from_inputs(
     absent = jnp.isneginf(scaled)
     if temperature is not None and temperature_tangent is not None:
         inverse = inverse_temperature(temperature)
-        tangent = inverse * (tangent - jnp.where(absent | (inverse == 0), 0.0, scaled) * temperature_tangent)
+        slope = _bounded(jnp.where(absent | (inverse == 0), 0.0, scaled) * inverse)
+        tangent = inverse * tangent - slope * temperature_tangent
     return jnp.where(absent, 0.0, tangent)
 
 
@@ -171,14 +188,21 @@ def quotient(shift: jax.Array, temperature: jax.Array | None) -> jax.Array:
     if temperature is None:
         return shift
     zero = temperature <= float(jnp.finfo(temperature.dtype).tiny)
+    temperature = jnp.where(no_class(shift), lax.stop_gradient(temperature), temperature)
     limit = jnp.where(shift == 0, 0.0, jnp.sign(shift) * jnp.inf)
     return jnp.where(zero, limit, shift / jnp.where(zero, 1.0, temperature))
 
 
 def quotient_slope(shift: jax.Array, temperature: jax.Array) -> jax.Array:
-    """-d(m / T)/dT = m / T^2, and 0 at T = 0."""
+    """-d(m / T)/dT = m / T^2, and 0 at T = 0 and in a row without any class."""
     inverse = inverse_temperature(temperature)
-    return jnp.where(inverse == 0, 0.0, _bounded(shift * inverse * inverse))
+    nothing = (inverse == 0) | no_class(shift)
+    return jnp.where(nothing, 0.0, _bounded(jnp.where(nothing, 0.0, shift) * inverse * inverse))
+
+
+def no_class(shift: jax.Array) -> jax.Array:
+    """Whether a row has no class, by its largest logit."""
+    return shift <= float(jnp.finfo(shift.dtype).min)
 
 
 def sum_to(x: jax.Array, shape: Sequence[int]) -> jax.Array:
@@ -203,14 +227,27 @@ def finite(scaled: jax.Array) -> jax.Array:
     return jnp.maximum(scaled, float(jnp.finfo(scaled.dtype).min))
 
 
-def lost(mass: jax.Array, scaled: jax.Array) -> jax.Array:
-    """inf for an absent class (d = -inf) that has mass, and 0 for every other class; a constant to differentiation.
+def held(scaled: jax.Array) -> jax.Array:
+    """d, but no further down than where exp(d) is 0 in every precision, for products with it.
+
+    Unlike the lowest finite number it overflows in no derivative of theirs.
+    """
+    return jnp.maximum(scaled, -4096.0)
+
+
+def absent(scaled: jax.Array) -> jax.Array:
+    """inf for an absent class (d = -inf) and 0 for every other, in arithmetic; a constant to differentiation.
 
     With  x = lowest - d,  x + |x| is inf for an absent class and 0 for the others.
     """
-    info = jnp.finfo(scaled.dtype)
-    below, big = float(info.min) - scaled, 2.0 ** (info.maxexp - 1)
-    return lax.stop_gradient(jnp.minimum(jnp.abs(mass) * big, below + jnp.abs(below)) * big)
+    below = float(jnp.finfo(scaled.dtype).min) - lax.stop_gradient(scaled)
+    return below + jnp.abs(below)
+
+
+def where_mass(mass: jax.Array, absent: jax.Array) -> jax.Array:
+    """inf for a class that is absent and has mass, and 0 for every other class; a constant to differentiation."""
+    big = 2.0 ** (jnp.finfo(absent.dtype).maxexp - 1)
+    return jnp.minimum(jnp.abs(lax.stop_gradient(mass)) * big, absent) * big
 
 
 def near_top(scaled: jax.Array) -> jax.Array:
@@ -222,8 +259,8 @@ def near_top(scaled: jax.Array) -> jax.Array:
 
 
 def reciprocal(total: jax.Array) -> jax.Array:
-    """1 / S for S >= 1, and finite for the S = 0 of a row without any class, without a select."""
-    return 1.0 / (total + float(jnp.finfo(total.dtype).tiny))
+    """1 / S for S >= 1, and finite with slope 0 for the S = 0 of a row without any class, without a select."""
+    return 1.0 / jnp.maximum(total, 0.25)
 
 
 # The sum of the other exponentials.
@@ -237,11 +274,11 @@ def reciprocal(total: jax.Array) -> jax.Array:
 
 
 def excess(logits: jax.Array, axes: Axes, temperature: jax.Array | None) -> tuple[jax.Array, jax.Array]:
-    """The maximum of the widened logits, and  sum_j exp((z_j - max z) / T) - 1.
+    """The row maximum, and  sum_j exp((z_j - max z) / T) - 1.
 
     The latter is exact to the last digit however small, and 0 in a row without any class.
     """
-    shift = row_max(logits, axes, widened=True)
+    shift = row_max(logits, axes)
     terms = jnp.exp(centred(logits, shift, temperature))
     # min(e, 1 - e) as e less a constant, so that its derivative is that of e; with no number that backward passes have.
     without_top = own_sum(terms - lax.stop_gradient(jnp.maximum(terms, 0.5) * 2.0 - 1.0), axes)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jax.dtypes import float0
 
-from jaxsoftmax._core import arrays, meshes
+from jaxsoftmax._core import arrays, meshes, scalars
 
 __all__ = ["elementwise", "forward_mode", "operation", "vary_alike"]
 
@@ -100,7 +100,8 @@ def elementwise(
     """The operation whose partial derivatives, element by element, are the slopes.
 
     Both functions see their arguments widened to float32 or more. Arguments have one rank; where one has size 1 along
-    an axis it stands for all. A derivative by an integer or boolean argument is never asked for.
+    an axis it stands for all. A derivative by an integer or boolean argument is never asked for. A slope may be
+    infinite: times 0 it is 0 (in forward mode, which must stay linear, it is the largest number).
     """
 
     def widen(args: Sequence[jax.Array]) -> list[jax.Array]:
@@ -112,13 +113,15 @@ def elementwise(
 
     def backward(_: None, args: Any, cotangent: jax.Array) -> Any:
         return tuple(
-            arrays.sum_to(cotangent * slope, a.shape).astype(a.dtype) if jnp.issubdtype(a.dtype, jnp.floating) else None
+            arrays.sum_to(scalars.times(cotangent, slope), a.shape).astype(a.dtype)
+            if jnp.issubdtype(a.dtype, jnp.floating)
+            else None
             for a, slope in zip(args, slopes(*widen(args)), strict=True)
         )
 
     def tangent(_: None, args: Any, tangents: Any) -> jax.Array:
         return sum(
-            slope * t.astype(slope.dtype)
+            jnp.nan_to_num(slope, nan=jnp.nan) * t.astype(slope.dtype)
             for slope, t in zip(slopes(*widen(args)), tangents, strict=True)
             if t is not None
         )

@@ -38,7 +38,7 @@ ALLOWED: dict[str, set[str]] = {
     "_core.blocks": {"_core.meshes"},
     "_core.arrays": {"_core.meshes"},
     "_core.checks": {"_core.arrays", "_core.meshes"},
-    "_core.rules": {"_core.arrays", "_core.meshes"},
+    "_core.rules": {"_core.arrays", "_core.meshes", "_core.scalars"},
     "_core.scalars": {"_core.arrays"},
     "_core.streams": {"_core.arrays", "_core.blocks", "_core.meshes", "_core.rules"},
     "normalizers": CORE,
