@@ -280,10 +280,13 @@ def excess(logits: jax.Array, axes: Axes, temperature: jax.Array | None) -> tupl
     """
     shift = row_max(logits, axes)
     terms = jnp.exp(centred(logits, shift, temperature))
-    # min(e, 1 - e) as e less a constant, so that its derivative is that of e; with no number that backward passes have.
-    without_top = own_sum(terms - lax.stop_gradient(jnp.maximum(terms, 0.5) * 2.0 - 1.0), axes)
+    constants = lax.stop_gradient(terms)
+    # min(e, 1 - e), with no number that backward passes have.
+    without_top = -own_sum(jnp.maximum(-constants, constants - 1.0), axes)
     without_top, total = meshes.packed_sum(axes, without_top, own_sum(terms, axes))
-    return shift, jnp.maximum(without_top, jnp.minimum(total - 1.0, 8.0 * total - 11.2))
+    constant = lax.stop_gradient(total)
+    value = jnp.maximum(without_top, jnp.minimum(constant - 1.0, 8.0 * constant - 11.2))
+    return shift, value + (total - constant)  # the derivatives are those of S, whichever sum has the digits
 
 
 def is_label(labels: jax.Array, logits: jax.Array, axes: Axes) -> jax.Array:
