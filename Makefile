@@ -39,10 +39,13 @@ demo: $(VENV)/.stamp  ## train a classifier of handwritten digits (examples/digi
 # Tests of how things are put together, rather than of their last digit, are mostly the compiler's time: there it is told
 # to hurry. All others run what users run. No test chosen by PYTEST_ARGS in one of the two (5) is no failure.
 # $(call pytest,ENVIRONMENT,FLAGS): the flags of XLA are for the hurried tests; jax 0.12 no longer knows that of 0.10.
-HURRIED := tests/calibration tests/conformance tests/integration tests/test_sharding.py
+# Two processes of pytest use two cores: one thread each to compile.
+ONE_THREAD := --xla_cpu_parallel_codegen_split_count=1
+HURRIED := jaxsoftmax/calibration tests/calibration tests/conformance tests/integration \
+	tests/test_examples.py tests/test_linear.py tests/test_sharding.py
 define pytest
-$(1)/bin/python -m pytest $(addprefix --ignore=,$(HURRIED)) $(PYTEST_ARGS) || [ $$? -eq 5 ]
-JAX_DISABLE_MOST_OPTIMIZATIONS=1 XLA_FLAGS="--xla_cpu_parallel_codegen_split_count=1 $(2)" $(1)/bin/python -m pytest $(HURRIED) $(PYTEST_ARGS) || [ $$? -eq 5 ]
+XLA_FLAGS="$(ONE_THREAD)" $(1)/bin/python -m pytest $(addprefix --ignore=,$(HURRIED)) $(PYTEST_ARGS) || [ $$? -eq 5 ]
+JAX_DISABLE_MOST_OPTIMIZATIONS=1 XLA_FLAGS="$(ONE_THREAD) $(2)" $(1)/bin/python -m pytest $(HURRIED) $(PYTEST_ARGS) || [ $$? -eq 5 ]
 endef
 
 .PHONY: test

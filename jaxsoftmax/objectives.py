@@ -282,14 +282,6 @@ def _option(function: str, rows: jax.Array, **option: ArrayLike) -> jax.Array:
 # and where theta + m > pi, that is c < -cos(m):  gap = m sin(m), dgap/dc = 0, dgap/dm = sin(m) + m cos(m).
 
 
-_FAR = 2.0**64
-
-
-def _log_sigmoid(x: jax.Array) -> jax.Array:
-    """log s(x), finite."""
-    return -scalars.softplus(-jnp.maximum(x, -_FAR))
-
-
 _logistic = rules.elementwise(scalars.softplus, lambda x: (scalars.sigmoid(x),))
 
 
@@ -310,16 +302,20 @@ def _smoothed_slopes(target: jax.Array, rest: jax.Array, mean: jax.Array, share:
 _smoothed = rules.elementwise(_smoothed_value, _smoothed_slopes)
 
 
+_FAR = 2.0**64
+
+
 def focal_value(x: jax.Array, gamma: jax.Array) -> jax.Array:
-    return jnp.exp(gamma * _log_sigmoid(x)) * scalars.softplus(x)
+    right, wrong = scalars.both_softplus(jnp.maximum(x, -_FAR))
+    return jnp.exp(-gamma * right) * wrong
 
 
 def focal_slopes(x: jax.Array, gamma: jax.Array) -> tuple[jax.Array, jax.Array]:
     x = jnp.clip(x, -_FAR, _FAR)
-    loss = scalars.softplus(x)
-    power = jnp.exp(gamma * _log_sigmoid(x))
-    by_x = power * (gamma * scalars.sigmoid(-x) * loss + scalars.sigmoid(x))
-    return by_x, power * loss * _log_sigmoid(x)
+    right, wrong = scalars.both_softplus(x)  # -log s(x) and the cross entropy
+    prob, error = scalars.both_sigmoid(x)
+    power = jnp.exp(-gamma * right)
+    return power * (gamma * prob * wrong + error), -power * wrong * right
 
 
 _focal = rules.elementwise(focal_value, focal_slopes)

@@ -7,7 +7,7 @@ import pytest
 
 import jaxsoftmax
 from tests.helpers import SCALES
-from tests.test_linear import IGNORED, N, V, arguments, assert_close, gradients
+from tests.linear_cases import IGNORED, N, V, arguments, assert_close, gradients
 
 BLOCKS = (None, 1, 7, N + 3)
 
