@@ -228,9 +228,9 @@ def _soft_forward(options: DivergenceOptions, logits: Any, targets: Any, where: 
 
 def _costs(targets: jax.Array, scaled: jax.Array, log_total: jax.Array) -> jax.Array:
     """q (L - d), and 0 or inf, with derivatives 0, for an absent class without or with mass."""
-    absent = arrays.absent(scaled)
-    present = (4.0 - jnp.minimum(absent, 4.0)) * 0.25  # no constant that another kernel has
-    return targets * ((log_total - arrays.finite(scaled)) * present) + arrays.where_mass(targets, absent)
+    absence = arrays.absence(scaled)
+    present = (4.0 - jnp.minimum(absence, 4.0)) * 0.25  # no constant that another kernel has
+    return targets * ((log_total - arrays.finite(scaled)) * present) + arrays.where_mass(targets, absence)
 
 
 def _soft_backward(options: DivergenceOptions, residuals: DivergenceResiduals, cotangent: jax.Array) -> Any:

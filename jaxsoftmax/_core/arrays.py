@@ -21,7 +21,7 @@ from jaxsoftmax._core.meshes import Axes
 
 __all__ = [
     "above_bottom",
-    "absent",
+    "absence",
     "centred",
     "common_dtype",
     "compute_dtype",
@@ -235,7 +235,7 @@ def held(scaled: jax.Array) -> jax.Array:
     return jnp.maximum(scaled, -4096.0)
 
 
-def absent(scaled: jax.Array) -> jax.Array:
+def absence(scaled: jax.Array) -> jax.Array:
     """inf for an absent class (d = -inf) and 0 for every other, in arithmetic; a constant to differentiation.
 
     With  x = lowest - d,  x + |x| is inf for an absent class and 0 for the others.
@@ -244,10 +244,10 @@ def absent(scaled: jax.Array) -> jax.Array:
     return below + jnp.abs(below)
 
 
-def where_mass(mass: jax.Array, absent: jax.Array) -> jax.Array:
+def where_mass(mass: jax.Array, absence: jax.Array) -> jax.Array:
     """inf for a class that is absent and has mass, and 0 for every other class; a constant to differentiation."""
-    big = 2.0 ** (jnp.finfo(absent.dtype).maxexp - 1)
-    return jnp.minimum(jnp.abs(lax.stop_gradient(mass)) * big, absent) * big
+    big = 2.0 ** (jnp.finfo(absence.dtype).maxexp - 1)
+    return jnp.minimum(jnp.abs(lax.stop_gradient(mass)) * big, absence) * big
 
 
 def near_top(scaled: jax.Array) -> jax.Array:
