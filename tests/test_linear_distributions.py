@@ -98,15 +98,15 @@ def test_kl_divergence_of_equals_is_nothing():
 
 def test_a_frozen_teacher_costs_its_logits_alone():
     """Four products, where the gradients of both sides take six."""
-    features, kernel = jnp.ones((64, 128)), jnp.ones((128, 1024))
+    features, kernel = jnp.ones((64, 512)), jnp.ones((512, 1024))
 
     def flops(argnums):
         loss = jax.value_and_grad(jaxsoftmax.linear_kl_divergence, argnums)
         program = jax.jit(loss).lower(features, kernel, features, kernel).compile()
-        return program.cost_analysis()["flops"] / (2 * 64 * 128 * 1024)
+        return program.cost_analysis()["flops"] / (2 * 64 * 512 * 1024)
 
-    assert flops((0, 1)) < 4.6
-    assert 5.9 < flops((0, 1, 2, 3)) < 6.9
+    assert flops((0, 1)) < 4.3
+    assert 5.9 < flops((0, 1, 2, 3)) < 6.4
 
 
 @pytest.mark.parametrize("block", BLOCKS)
