@@ -407,7 +407,7 @@ def _mean_forward(axes: Axes, values: jax.Array, weights: jax.Array) -> Any:
 
 def _mean_slopes(residuals: Any) -> tuple[jax.Array, jax.Array]:
     values, weights, total, mean = residuals
-    share = jnp.where(total == 0, 0.0, 1.0 / jnp.where(total == 0, 1.0, total))
+    share = scalars.inverse(total)
     wide, taking_part = _mean_values(values, weights)
     return weights * share, jnp.where(taking_part, wide - mean, 0.0) * share
 

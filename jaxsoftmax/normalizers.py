@@ -397,12 +397,7 @@ class _SumResiduals(NamedTuple):
         """w exp(d) / S."""
         if self.weights is None:
             return softmax_probabilities(scaled, self.total)
-        return self.weights * jnp.exp(scaled) * _quotient_of_one(self.total)
-
-
-def _quotient_of_one(total: jax.Array) -> jax.Array:
-    """1 / S for a sum with weights, which can be as small as they are; 0 for 0."""
-    return jnp.where(total == 0, 0.0, 1.0 / jnp.where(total == 0, 1.0, total))
+        return self.weights * jnp.exp(scaled) * scalars.inverse(self.total)  # S can be as small as the weights
 
 
 def _weighted(logits: jax.Array, where: jax.Array | None, weights: jax.Array | None) -> jax.Array:
@@ -430,7 +425,7 @@ def _offers(residuals: _SumResiduals) -> jax.Array:
     values = arrays.present(residuals.logits, residuals.where)
     empty = residuals.total == 0
     scaled = arrays.centred(values, jnp.where(empty, 0.0, residuals.shift), residuals.temperature)
-    return jnp.exp(jnp.where(empty, -jnp.inf, scaled)) * _quotient_of_one(residuals.total)
+    return jnp.exp(jnp.where(empty, -jnp.inf, scaled)) * scalars.inverse(residuals.total)
 
 
 def _logsumexp_backward(axes: Axes, residuals: _SumResiduals, cotangent: jax.Array) -> Any:

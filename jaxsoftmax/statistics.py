@@ -249,19 +249,24 @@ def _over_others(x: jax.Array, others: jax.Array) -> tuple[jax.Array, jax.Array]
 
 
 def _with_label(
-    logits: jax.Array, labels: jax.Array, axes: Axes, at_label: jax.Array, terms: jax.Array, *factors: jax.Array
+    logits: jax.Array,
+    labels: jax.Array,
+    axes: Axes,
+    at_label: jax.Array,
+    terms: jax.Array,
+    raised: jax.Array,
+    slope: jax.Array,
 ) -> jax.Array:
-    """The number of the row at the labelled class, and the term times the factors, one by one, at the others.
+    """The number of the row at the labelled class, and the term times both factors of its slope at the others.
 
     Where there are few classes a selection is slower than arithmetic with the product that the forward pass has summed;
     and a quotient, unlike a product, is not computed anew for each of its uses.
     """
     if logits.shape[axes.one] > FEW_CLASSES:
-        others = functools.reduce(jnp.multiply, factors, terms)
-        return jnp.where(arrays.is_label(labels, logits, axes), at_label, others)
+        return jnp.where(arrays.is_label(labels, logits, axes), at_label, terms * raised * slope)
     keep = arrays.not_label(labels, logits, axes, terms.dtype)
     label = 1.0 - keep
-    return (functools.reduce(jnp.multiply, factors, terms * keep) + label * at_label) / (keep + label)
+    return (terms * keep * raised * slope + label * at_label) / (keep + label)
 
 
 def dense_backward(options: DenseOptions, residuals: DenseResiduals, cotangents: Any) -> Any:

@@ -156,18 +156,14 @@ def to_inputs(
         return gradient, None
     inverse = inverse_temperature(temperature)
     moments = jnp.where(gradient == 0, 0.0, gradient * jnp.where(gradient == 0, 0.0, scaled))
-    moments = jnp.clip(moments, *_limits(moments, 2.0**-17))  # infinities of either sign would sum to NaN
+    moments = _bounded(moments, 2.0**-17)  # infinities of either sign would sum to NaN
     return gradient * inverse, jnp.where(inverse == 0, 0.0, _bounded(-row_sum(moments, axes) * inverse))
 
 
-def _bounded(slope: jax.Array) -> jax.Array:
+def _bounded(slope: jax.Array, share: float = 2.0**-24) -> jax.Array:
     """Slopes by T, which grow as 1 / T**2, held so far from overflow that the sum of those of 2**24 rows is no NaN."""
-    return jnp.clip(slope, *_limits(slope, 2.0**-24))
-
-
-def _limits(x: jax.Array, share: float) -> tuple[float, float]:
-    largest = float(jnp.finfo(x.dtype).max) * share
-    return -largest, largest
+    limit = float(jnp.finfo(slope.dtype).max) * share
+    return jnp.clip(slope, -limit, limit)
 
 
 def from_inputs(

@@ -6,7 +6,17 @@ They are plain functions, for use inside of rules; the forms are such that plain
 import jax
 import jax.numpy as jnp
 
-__all__ = ["both_sigmoid", "both_softplus", "log_add", "log_odds", "safe_log", "sigmoid", "softplus", "times"]
+__all__ = [
+    "both_sigmoid",
+    "both_softplus",
+    "inverse",
+    "log_add",
+    "log_odds",
+    "safe_log",
+    "sigmoid",
+    "softplus",
+    "times",
+]
 
 
 def _folded(x: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -50,6 +60,11 @@ def log_odds(target: jax.Array, rest: jax.Array) -> jax.Array:
 def safe_log(x: jax.Array) -> jax.Array:
     """log x for x >= 0, with derivative 0 at 0."""
     return jnp.where(x == 0, -jnp.inf, jnp.log(jnp.where(x == 0, 1.0, x)))
+
+
+def inverse(x: jax.Array) -> jax.Array:
+    """1 / x, and 0 with derivative 0 at 0."""
+    return jnp.where(x == 0, 0.0, 1.0 / jnp.where(x == 0, 1.0, x))
 
 
 def times(factor: jax.Array, term: jax.Array) -> jax.Array:

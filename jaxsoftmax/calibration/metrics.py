@@ -328,7 +328,7 @@ def _curve(rows: inputs.Rows, bins: int, binning: str, classwise: bool) -> Relia
         edges, index = _by_width(fixed, bins) if binning == "width" else _by_mass(fixed, weights, bins)
 
         weight = inputs.sums_by(index, weights, bins)
-        inverse = jnp.where(weight == 0, 0.0, 1.0 / jnp.where(weight == 0, 1.0, weight))
+        inverse = scalars.inverse(weight)
         sums = (inputs.sums_by(index, weights * values, bins) for values in (said, came, came - said))
         confidence, accuracy, gap = (each * inverse for each in sums)
         return ReliabilityCurve(edges, confidence, accuracy, gap, weight)

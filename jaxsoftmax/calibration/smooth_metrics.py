@@ -10,7 +10,7 @@ import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 
-from jaxsoftmax._core import arrays, checks
+from jaxsoftmax._core import arrays, checks, scalars
 from jaxsoftmax.calibration import inputs
 
 __all__ = ["SmoothReliabilityCurve", "smooth_calibration_error", "smooth_reliability_curve"]
@@ -222,7 +222,7 @@ def _bandwidth_of(name: str, bandwidth: ArrayLike | None) -> jax.Array | None:
 def _shares(weights: jax.Array) -> jax.Array:
     """w / Σ w, and 0 where that sum is 0."""
     total = jnp.sum(weights)
-    return weights * jnp.where(total == 0, 0.0, 1.0 / jnp.where(total == 0, 1.0, total))
+    return weights * scalars.inverse(total)
 
 
 @jax.custom_jvp
