@@ -1,7 +1,7 @@
 """The transformations that every operation must stand, as functions from a function to numbers.
 
-Each law takes a scalar function f of the operation's arguments and returns named results, all of them traced into one
-program. What they must equal is computed from the operation's plain expression, in the function below each law, and by
+Each law takes a scalar function f of the operation's arguments and returns named results, all of them traced as one
+program and run step by step, but for those of shard_map, which are compiled. What they must equal is computed from the operation's plain expression, in the function below each law, and by
 the plainest means: many ways to one derivative have one truth.
 """
 
@@ -15,6 +15,7 @@ from jax import lax
 from jax.sharding import AxisType, PartitionSpec
 
 from tests.conformance.operations import Operation
+from tests.stepwise import stepwise
 
 Function = Callable[..., jax.Array]
 
@@ -219,15 +220,16 @@ TRUTHS = dict(zip(LAWS, (first_order_truth, higher_order_truth, control_flow_tru
 
 
 def evaluate(name: str, operation: Operation, function: Function, forward: bool) -> dict[str, Any]:
-    """All results of the law, from one compiled program."""
+    """All results of the law."""
     f = scalar(operation, function)
-    return jax.jit(lambda *args: LAWS[name](f, operation, args, forward))(*operation.args)
+    run = jax.jit if name == "sharded" else stepwise
+    return run(lambda *args: LAWS[name](f, operation, args, forward))(*operation.args)
 
 
 def expected(name: str, operation: Operation) -> dict[str, Any]:
     """What the results of the law must be, from the plain expression."""
     f = scalar(operation, operation.plain)
-    return jax.jit(lambda *args: TRUTHS[name](f, operation, args))(*operation.args)
+    return stepwise(lambda *args: TRUTHS[name](f, operation, args))(*operation.args)
 
 
 def differences(actual: Any, expected: Any) -> float:

@@ -9,6 +9,7 @@ import pytest
 
 import jaxsoftmax
 from tests.conformance.operations import LABELS, OPERATIONS
+from tests.stepwise import stepwise
 
 # Logits in bfloat16, as in a model: whatever is kept in float32 of their size is a second array.
 WIDE = (64, 48)
@@ -50,11 +51,15 @@ def test_reverse_mode_keeps_the_arguments_and_numbers_per_row(name: str) -> None
 def test_dtypes(name: str) -> None:
     """A gradient has the dtype of its argument, for half precision arguments too; float64 stays float64."""
     operation = OPERATIONS[name]
+
+    def gradients_of(*args: jax.Array) -> tuple[jax.Array, ...]:
+        out, pull = jax.vjp(operation.function, *args)
+        return pull(jnp.ones_like(out))
+
     with jax.enable_x64(True):
         for dtype in (jnp.bfloat16, jnp.float16, jnp.float64):
             args = tuple(jnp.asarray(a, dtype) for a in operation.args)
-            out, pull = jax.vjp(operation.function, *args)
-            gradients = pull(jnp.ones_like(out))
+            gradients = stepwise(gradients_of)(*args)
             assert [g.dtype for g in gradients] == [a.dtype for a in args]
             assert all(np.all(np.isfinite(np.asarray(g, np.float64))) for g in gradients)
 
