@@ -10,6 +10,7 @@ import numpy as np
 import jaxsoftmax
 from jaxsoftmax import objectives
 from tests.helpers import cotangents
+from tests.stepwise import stepwise
 
 N, D, V = 23, 6, 41
 IGNORED = -100
@@ -80,25 +81,28 @@ def streamed(objective, reduction, block, features, kernel, bias, temperature, w
     )
 
 
-def compiled(function):
+def value_and_slopes(function):
     """f(floats, labels): value and gradients of a weighted sum of the results, with uneven cotangents."""
 
     def total(floats, labels):
         out = function(*floats, labels)
         return jnp.sum(out * cotangents(*out.shape, seed=3).astype(out.dtype)), out
 
-    program = jax.jit(jax.value_and_grad(total, has_aux=True))
-
-    def call(floats, labels):
-        (_, value), slopes = program(tuple(floats), labels)
+    def both(floats, labels):
+        (_, value), slopes = jax.value_and_grad(total, has_aux=True)(tuple(floats), labels)
         return value, slopes
 
-    return call
+    return both
+
+
+def compiled(function):
+    """The same, compiled once for all calls."""
+    return jax.jit(value_and_slopes(function))
 
 
 def gradients(function, floats, labels):
-    """The same for a single call."""
-    return compiled(function)(floats, labels)
+    """The same for a single call, step by step."""
+    return stepwise(value_and_slopes(function))(floats, labels)
 
 
 def assert_close(actual, expected, tolerance=3e-6):

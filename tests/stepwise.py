@@ -9,7 +9,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax import lax
 from jax.extend import core
 
 
@@ -56,11 +55,15 @@ def _scan(equation: Any, args: list[Any]) -> list[Any]:
     rows = sum(np.ndim(a) != v.aval.ndim for a, v in zip(args, body.invars, strict=True))
     carries = sum(v.aval.ndim == w.aval.ndim for v, w in zip(equation.outvars, body.outvars, strict=True))
     before = len(args) - rows - carries
-    constants, carry, xs = args[:before], args[before : before + carries], args[before + carries :]
+    constants, carry, xs = (
+        args[:before],
+        args[before : before + carries],
+        [np.asarray(x) for x in args[before + carries :]],
+    )
     order = range(params["length"])
     ys: list[Any] = [None] * len(order)
     for i in reversed(order) if params["reverse"] else order:
-        results = _run(params["jaxpr"], [*constants, *carry, *[lax.index_in_dim(x, i, keepdims=False) for x in xs]])
+        results = _run(params["jaxpr"], [*constants, *carry, *[x[i] for x in xs]])
         carry, ys[i] = results[:carries], results[carries:]
     return [*carry, *[np.stack(y) for y in zip(*ys, strict=True)]]
 

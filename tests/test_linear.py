@@ -15,6 +15,7 @@ from jaxsoftmax import objectives
 from jaxsoftmax._core import streams
 from tests.helpers import SCALES
 from tests.linear_cases import (
+    BLOCKS,
     IGNORED,
     OBJECTIVES,
     D,
@@ -46,6 +47,19 @@ def test_objectives_equal_the_dense_path(name, reduction):
             without_weight_gradients(slopes, labels, floats[-1]),
             2e-5,
         )
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_blocks_of_any_size(reduction):
+    """The size of a block changes nothing but the rounding of sums."""
+    *floats, labels = arguments(5.0)
+    objective = OBJECTIVES["smoothed"]
+    expected = gradients(functools.partial(dense, objective, reduction), floats, labels)[0]
+    slopes = compiled(functools.partial(streamed, objective, reduction, N))(floats, labels)[1]
+    for block in BLOCKS:
+        value, ours = compiled(functools.partial(streamed, objective, reduction, block))(floats, labels)
+        assert_close(value, expected)
+        assert_close(ours, slopes)
 
 
 OPTIONS = {
@@ -181,16 +195,18 @@ def test_padding_is_no_class():
     np.testing.assert_allclose(losses, math.log(507), rtol=1e-6)
 
 
-@pytest.mark.parametrize("columns", [1, 5, V - 1, V])
-def test_kernel_gradients_in_columns(columns, monkeypatch):
+@pytest.mark.parametrize(("columns", "rows"), [(1, 19), (5, 20), (V - 1, 21), (V, 22)])
+def test_kernel_gradients_in_columns(columns, rows, monkeypatch):
     """The tiles in which the kernel's gradient is summed, with and without a rest."""
-    *floats, labels = arguments(5.0)
-    function = functools.partial(streamed, objectives.cross_entropy, "mean", 4)
-    expected = gradients(function, floats, labels)
+    # A number of rows that no other test has, or what was traced with the true number of columns would be used again.
+    features, kernel, bias, temperature, weights, labels = arguments(5.0)
+    floats = [features[:rows], kernel, bias, temperature[:rows], weights[:rows]]
     monkeypatch.setattr(streams, "LEAST_COLUMNS", columns)
-    jax.clear_caches()  # or what was traced with the old number is used again
-    assert_close(gradients(function, floats, labels), expected)
-    jax.clear_caches()
+    function = functools.partial(streamed, objectives.cross_entropy, "mean", 4)
+    expected = compiled(functools.partial(dense, objectives.cross_entropy, "mean"))(floats, labels[:rows])
+    assert_close(compiled(function)(floats, labels[:rows]), expected, 2e-5)
+    traced = str(jax.make_jaxpr(jax.grad(function, 1))(*floats, labels[:rows]))
+    assert columns == V or f"f32[{D},{columns}] = dynamic_slice" in traced
 
 
 def test_blocks_in_which_nothing_counts_are_passed_over():

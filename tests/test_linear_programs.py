@@ -12,30 +12,7 @@ import pytest
 
 import jaxsoftmax
 from jaxsoftmax import objectives
-from tests.linear_cases import (
-    BLOCKS,
-    OBJECTIVES,
-    N,
-    V,
-    arguments,
-    assert_close,
-    dense,
-    gradients,
-    streamed,
-)
-
-
-@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
-def test_blocks_of_any_size(reduction):
-    """The size of a block changes nothing but the rounding of sums."""
-    *floats, labels = arguments(5.0)
-    objective = OBJECTIVES["smoothed"]
-    expected = gradients(functools.partial(dense, objective, reduction), floats, labels)[0]
-    slopes = gradients(functools.partial(streamed, objective, reduction, N), floats, labels)[1]
-    for block in BLOCKS:
-        value, ours = gradients(functools.partial(streamed, objective, reduction, block), floats, labels)
-        assert_close(value, expected)
-        assert_close(ours, slopes)
+from tests.linear_cases import N, V, arguments, compiled, dense
 
 
 def test_tails():
@@ -60,11 +37,11 @@ def test_half_precision_is_no_worse_than_the_dense_expression(dtype, reduction):
     def plain(features, kernel, labels):
         return dense(objectives.cross_entropy, reduction, features, kernel, None, None, ones, labels)
 
-    value, slopes = gradients(ours, floats, labels)
-    other, other_slopes = gradients(plain, floats, labels)
+    value, slopes = compiled(ours)(floats, labels)
+    other, other_slopes = compiled(plain)(floats, labels)
     with jax.enable_x64(True):
         wide = [np.asarray(x, np.float64) for x in floats]
-        exact, exact_slopes = jax.tree.map(np.asarray, gradients(ours, wide, labels))
+        exact, exact_slopes = jax.tree.map(np.asarray, compiled(ours)(wide, labels))
     assert value.dtype == jnp.float32
     assert [s.dtype for s in slopes] == [dtype, dtype]
     for a, o, e in zip((value, *slopes), (other, *other_slopes), (exact, *exact_slopes), strict=True):

@@ -1,8 +1,9 @@
 """The transformations that every operation must stand, as functions from a function to numbers.
 
 Each law takes a scalar function f of the operation's arguments and returns named results, all of them traced as one
-program and run step by step, but for those of shard_map, which are compiled. What they must equal is computed from the operation's plain expression, in the function below each law, and by
-the plainest means: many ways to one derivative have one truth.
+program and run step by step, but for those of shard_map, which are compiled. What they must equal is computed from the
+operation's plain expression, in the function below each law, and by the plainest means: many ways to one derivative
+have one truth.
 """
 
 from collections.abc import Callable
