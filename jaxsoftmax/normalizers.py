@@ -1,6 +1,7 @@
 """Softmax, its logarithm, log-sum-exp and the smooth maximum."""
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -64,7 +65,7 @@ def softmax(
         J. S. Bridle, Probabilistic interpretation of feedforward classification network outputs, 1990.
     """
     checks.static_axis("softmax", axis, axis_name)
-    checks.numbers_in("softmax", 0, float("inf"), temperature=temperature)
+    checks.numbers_in("softmax", 0, math.inf, temperature=temperature)
     return _softmax_call(logits, where, temperature, axis=axis, axis_name=axis_name)
 
 
@@ -114,7 +115,7 @@ def log_softmax(
         -4.2484e-18 -40.0000
     """
     checks.static_axis("log_softmax", axis, axis_name)
-    checks.numbers_in("log_softmax", 0, float("inf"), temperature=temperature)
+    checks.numbers_in("log_softmax", 0, math.inf, temperature=temperature)
     return _log_softmax_call(logits, where, temperature, axis=axis, axis_name=axis_name)
 
 
@@ -168,7 +169,7 @@ def logsumexp(
         1000.693
     """
     checks.static_axis("logsumexp", axis, axis_name)
-    checks.numbers_in("logsumexp", 0, float("inf"), temperature=temperature)
+    checks.numbers_in("logsumexp", 0, math.inf, temperature=temperature)
     return _logsumexp_call(logits, where, weights, temperature, axis=axis, axis_name=axis_name, keepdims=keepdims)
 
 
@@ -224,7 +225,7 @@ def smooth_max(
         2.0635
     """
     checks.static_axis("smooth_max", axis, axis_name)
-    checks.numbers_in("smooth_max", 0, float("inf"), temperature=temperature)
+    checks.numbers_in("smooth_max", 0, math.inf, temperature=temperature)
     return _smooth_max_call(logits, where, temperature, axis=axis, axis_name=axis_name, keepdims=keepdims)
 
 

@@ -1,5 +1,6 @@
 """Every error that the package raises is built here, from static facts alone, so that it is the same under jit."""
 
+import math
 import numbers
 from collections.abc import Sequence
 from typing import Any, NoReturn
@@ -48,6 +49,8 @@ __all__ = [
 
 # The shapes of the raw keys of JAX's generators.
 _KEY_DATA = ((2,), (4,))
+# Kinds that every eager call asks for: a union written in its place would be built anew each time.
+_REAL, _AXIS = (int, float, np.number), (int, np.integer, tuple)
 
 
 def fail(kind: type[Exception], function: str, rule: str, **values: Any) -> NoReturn:
@@ -74,15 +77,15 @@ def _show(value: Any) -> str:
 def numbers_in(function: str, low: float, high: float, **options: Any) -> None:
     """Options given as Python numbers lie in [low, high]; arrays, traced or not, and None pass."""
     for name, value in options.items():
-        if isinstance(value, int | float | np.number) and not low <= value <= high:
-            bound = f"{low:g} or more" if high == float("inf") else f"between {low:g} and {high:g}"
+        if isinstance(value, _REAL) and not low <= value <= high:
+            bound = f"{low:g} or more" if high == math.inf else f"between {low:g} and {high:g}"
             fail(ValueError, function, f"{name} must be {bound}", **{name: value})
 
 
 def positive(function: str, **options: float | None) -> None:
     """Options that are fixed when a function is traced: a finite Python number above 0, or None."""
     for name, value in options.items():
-        if value is not None and not (isinstance(value, int | float | np.number) and 0 < value < float("inf")):
+        if value is not None and not (isinstance(value, _REAL) and 0 < value < math.inf):
             fail(ValueError, function, f"{name} must be a finite number above 0, not an array", **{name: value})
 
 
@@ -148,11 +151,13 @@ def _array(function: str, name: str, value: Any) -> jax.Array:
 
 def static_axis(function: str, axis: Any, axis_name: Any = None) -> None:
     """What can be an axis of an array or of a mesh at all, before jit asks for its hash."""
-    if not isinstance(axis, int | np.integer | tuple | None):
+    if axis is not None and not isinstance(axis, _AXIS):
         fail(TypeError, function, "axis must be an integer, a tuple of integers or None", axis=axis)
+    if axis_name is None:
+        return
     names = meshes.names_of(axis_name)
     strings = bool(names) and all(isinstance(name, str) for name in names)
-    if axis_name is not None and not (strings and len(set(names)) == len(names)):
+    if not (strings and len(set(names)) == len(names)):
         fail(TypeError, function, "axis_name must be a string or a tuple of different ones", axis_name=axis_name)
 
 

@@ -10,6 +10,7 @@ If the rows are exchangeable, the label is in the set with probability 1 - alpha
 """
 
 import functools
+import math
 from fractions import Fraction
 from typing import Any, NamedTuple
 
@@ -282,7 +283,7 @@ def conformal_report(sets: ArrayLike, labels: ArrayLike, *, weights: ArrayLike |
 def _check_options(name: str, method: str, key: Any, k_reg: int) -> None:
     checks.choice(name, METHODS, method=method)
     checks.whole(name, k_reg=k_reg)
-    checks.numbers_in(name, 0, float("inf"), k_reg=k_reg)
+    checks.numbers_in(name, 0, math.inf, k_reg=k_reg)
     if key is not None:
         checks.random_key(name, key)
         if method == "lac":

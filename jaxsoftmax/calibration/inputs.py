@@ -179,7 +179,7 @@ def strength(function: str, dtype: Any, **penalty: ArrayLike) -> jax.Array:
     """
     ((name, value),) = penalty.items()
     converted = checks.scalar(function, dtype, **penalty)
-    if visible(value) and not 0 <= (seen := float(np.asarray(value))) < float("inf"):
+    if visible(value) and not 0 <= (seen := float(np.asarray(value))) < math.inf:
         checks.fail(ValueError, function, f"{name} must be finite and 0 or more", **{name: seen})
     return jnp.where((converted >= 0) & (converted < jnp.inf), converted, jnp.nan)
 
