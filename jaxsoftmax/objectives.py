@@ -93,8 +93,8 @@ def z_loss(statistics: RowStatistics) -> jax.Array:
     References:
         A. Chowdhery et al., PaLM: Scaling Language Modeling with Pathways, 2022, section 5.
     """
-    normalizer = statistics.log_normalizer
-    return jnp.square(jnp.where(jnp.isneginf(normalizer), 0.0, normalizer))
+    nothing = jnp.isneginf(statistics.target) & jnp.isneginf(statistics.rest)
+    return _square(jnp.where(nothing, 0.0, statistics.log_normalizer))
 
 
 def focal(statistics: RowStatistics, *, gamma: ArrayLike = 2.0) -> jax.Array:
@@ -245,11 +245,8 @@ def smoothed(statistics: RowStatistics, label_smoothing: ArrayLike, smoothing: s
     if isinstance(label_smoothing, int | float) and label_smoothing == 0:
         return _logistic(-statistics.log_odds)
     share = _option("cross_entropy", statistics.target, label_smoothing=label_smoothing)
-    if smoothing == "others":
-        # eps / (K - 1) to the others is the uniform mixture with eps K / (K - 1); a single class has no others.
-        others = statistics.classes - 1.0
-        share = jnp.where(others > 0, share * statistics.classes / jnp.maximum(others, 1.0), 0.0)
-    return _smoothed(statistics.target, statistics.rest, statistics.mean, share)
+    rows = statistics.target, statistics.rest, statistics.mean, share
+    return _smoothed(*rows) if smoothing == "uniform" else _smoothed_by_others(*rows, statistics.classes)
 
 
 def penalized(loss: jax.Array, statistics: RowStatistics, coefficient: ArrayLike) -> jax.Array:
@@ -268,7 +265,9 @@ def _option(function: str, rows: jax.Array, **option: ArrayLike) -> jax.Array:
 #
 #   cross entropy      f = softplus(x)                 f' = s(x)
 #   label smoothing    f = (1 - e) softplus(x) + e (log(exp(target) + exp(rest)) - mean),  both terms positive;
-#                      by target e s(-x) - (1 - e) s(x), by rest s(x), by mean -e, by e target - mean
+#                      by target e s(-x) - (1 - e) s(x), by rest s(x), by mean -e, by e target - mean.
+#                      By the K - 1 others: the same with their mean, and in the slopes with e K / (K - 1) for e: a
+#                      mixture with all classes, whose first term is negative for e near 1
 #   focal              f = s(x)^gamma softplus(x)      f' = s(x)^gamma (gamma s(-x) softplus(x) + s(x)),  from
 #                                                      d log s / dx = s(-x);   df/dgamma = f log s(x)
 #   poly-1             f = softplus(x) + eps s(x)      f' = s(x) + eps s(x) s(-x);   df/deps = s(x)
@@ -280,6 +279,12 @@ def _option(function: str, rows: jax.Array, **option: ArrayLike) -> jax.Array:
 #     gap = c - cos(theta + m) = 2 c sin^2(m / 2) + q sin(m)
 #     dgap/dc = 2 sin^2(m / 2) - c sin(m) / q,        dgap/dm = c sin(m) + q cos(m)
 # and where theta + m > pi, that is c < -cos(m):  gap = m sin(m), dgap/dc = 0, dgap/dm = sin(m) + m cos(m).
+
+
+_FAR = 2.0**64
+
+# Infinite at T = 0, where the slope by the logits is 0: what is multiplied by it must be finite.
+_square = rules.elementwise(jnp.square, lambda x: (2.0 * jnp.clip(x, -_FAR, _FAR),))
 
 
 _logistic = rules.elementwise(scalars.softplus, lambda x: (scalars.sigmoid(x),))
@@ -302,7 +307,20 @@ def _smoothed_slopes(target: jax.Array, rest: jax.Array, mean: jax.Array, share:
 _smoothed = rules.elementwise(_smoothed_value, _smoothed_slopes)
 
 
-_FAR = 2.0**64
+def _by_others_value(*rows: jax.Array) -> jax.Array:
+    target, rest, mean, share, classes = rows
+    sum_of_others = classes * mean - jnp.where(jnp.isneginf(target), 0.0, target)
+    return _smoothed_value(target, rest, sum_of_others / jnp.maximum(classes - 1.0, 1.0), share)
+
+
+def _by_others_slopes(*rows: jax.Array) -> tuple[jax.Array, ...]:
+    target, rest, mean, share, classes = rows
+    factor = jnp.where(classes > 1.0, classes / jnp.maximum(classes - 1.0, 1.0), 0.0)  # a single class has no others
+    *slopes, by_share = _smoothed_slopes(target, rest, mean, share * factor)
+    return *slopes, by_share * factor, jnp.zeros_like(classes)
+
+
+_smoothed_by_others = rules.elementwise(_by_others_value, _by_others_slopes)
 
 
 def focal_value(x: jax.Array, gamma: jax.Array) -> jax.Array:

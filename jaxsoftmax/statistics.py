@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.typing import ArrayLike
 
 from jaxsoftmax._core import arrays, checks, meshes, rules, scalars
@@ -106,7 +107,8 @@ def row_statistics(
 
     Numerics:
         The other classes are summed by themselves, so that log-odds are exact at both ends. A label outside of [0, V)
-        makes its row NaN: it is never wrapped or clamped. +inf or NaN makes its own row NaN.
+        makes its row NaN: it is never wrapped or clamped. +inf or NaN makes its own row NaN. Capped logits are rounded
+        before they are compared: where many saturate, their differences have the digits of logits as large as the cap.
 
     Gradient:
         dzⱼ = g_rest exp((zⱼ - m) - rest) for j ≠ y,  dz_y = g_target,  plus g_mean / K for the present classes. Kept:
@@ -242,8 +244,17 @@ def dense_forward(
 
 
 def _over_others(x: jax.Array, others: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """x / others in two factors, neither of which overflows where others is tiny; 0 where it is 0."""
-    raised = jnp.where(others < 2.0**-64, 2.0**64, 1.0)
+    """x / others in two factors, a power of two near 1 / others, constant, and what remains; 0 where it is 0.
+
+    An exponential times the former is at most 1, so that no derivative has a product that is lost below the smallest
+    normal number, or a square of a number that is as small as others can be. By the bits of its exponent, which the
+    compiler computes anew for each use where it would write a quotient out.
+    """
+    info = jnp.finfo(others.dtype)
+    bits = lax.bitcast_convert_type(lax.stop_gradient(others), jnp.int64 if info.bits == 64 else jnp.int32)
+    exponent = lax.shift_right_logical(bits, jnp.full_like(bits, info.nmant))
+    mirrored = lax.shift_left(2 * (info.maxexp - 1) - exponent, jnp.full_like(bits, info.nmant))
+    raised = lax.bitcast_convert_type(mirrored, others.dtype)
     quotient = x / jnp.where(others == 0, 1.0, others * raised)
     return raised, jnp.where(others == 0, 0.0 * x, quotient)
 

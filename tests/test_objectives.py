@@ -17,6 +17,7 @@ CASES = {
         oracles.cross_entropy,
         {"label_smoothing": 0.1, "smoothing": "others"},
     ),
+    "others alone": (objectives.cross_entropy, oracles.cross_entropy, {"label_smoothing": 1.0, "smoothing": "others"}),
     "cross_entropy and z_loss": (objectives.cross_entropy, oracles.cross_entropy, {"z_loss": 1e-2}),
     "z_loss": (objectives.z_loss, oracles.z_loss, {}),
     "focal": (objectives.focal, oracles.focal_loss, {}),
@@ -161,6 +162,58 @@ def test_second_derivatives(case):
         function = loss_of(objective, options)
         hessian = jax.jit(jax.vmap(jax.hessian(lambda x, y: function(x, y, None))))(TIES, labels)
     np.testing.assert_allclose(hessian, np.stack([exact(k) for k in range(3)], 1), rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize("case", ["cross_entropy", "focal 0.5", "focal", "poly"])
+def test_second_derivatives_of_certain_rows(case):
+    """Down to the smallest results, every way: by one gap x between two classes, against float64."""
+    objective, _, options = CASES[case]
+    gaps = np.float32([0.5, 10, 21, 22, 28, 35, 43, 43.5, 44, 50, 65, 70, 80])
+    logits = np.stack([0 * gaps, -gaps], -1)
+    directions = np.stack([np.ones_like(gaps), np.resize(np.float32([0.9, -0.1]), len(gaps))], -1)
+    plain = {
+        "cross_entropy": jax.nn.softplus,
+        "focal 0.5": lambda x: jax.nn.sigmoid(x) ** 0.5 * jax.nn.softplus(x),
+        "focal": lambda x: jax.nn.sigmoid(x) ** 2 * jax.nn.softplus(x),
+        "poly": lambda x: jax.nn.softplus(x) + 2.0 * jax.nn.sigmoid(x),
+    }[case]
+    with jax.enable_x64(True):
+        curvature = np.asarray(jax.vmap(jax.grad(jax.grad(plain)))(-np.float64(gaps)))
+    along = np.float64(directions[:, 1]) - directions[:, 0]
+    exact = (curvature * along)[:, None] * np.float64([-1, 1])
+
+    def losses(z):
+        return objective(jaxsoftmax.row_statistics(z, np.zeros(len(gaps), np.int32)), **options).sum()
+
+    def products(z):
+        gradient = jax.grad(losses)
+        forward = jax.jvp(gradient, (z,), (directions,))[1]
+        return forward, jax.grad(lambda z: (gradient(z) * directions).sum())(z)
+
+    def check(product):
+        seen = np.abs(exact) > 1e-36
+        assert seen.sum() >= 8
+        np.testing.assert_allclose(np.where(seen, product, 0.0), np.where(seen, exact, 0.0), rtol=1e-4)
+
+    jax.tree.map(check, products(logits))
+    with jaxsoftmax.forward_mode():
+        jax.tree.map(check, products(logits))
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_z_loss_at_temperature_0(sign):
+    """The limit: infinite, for a largest logit of either sign; its gradient is 0, as that of everything at T = 0."""
+    logits, temperature = sign * np.float32([[1.0, 2.0, 0.5]]), np.float32([0.0])
+
+    def loss(z, t):
+        return objectives.z_loss(jaxsoftmax.row_statistics(z, np.int32([1]), temperature=t)).sum()
+
+    value, gradients = jax.value_and_grad(loss, (0, 1))(logits, temperature)
+    assert value == np.inf
+    with jaxsoftmax.forward_mode():
+        pushed = jax.jvp(loss, (logits, temperature), (np.ones_like(logits), np.ones_like(temperature)))[1]
+    for slope in (*gradients, pushed):
+        np.testing.assert_array_equal(slope, np.zeros_like(slope))
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -112,6 +112,17 @@ def test_labels_that_do_not_count():
     assert np.all(np.isfinite(gradient[[0, 4]]))
 
 
+@pytest.mark.parametrize("classes", [2, 300])
+def test_a_large_cotangent_in_a_certain_row(classes):
+    """It overflows in none of the factors of the slope."""
+    logits = np.full((1, classes), -200.0, np.float32)
+    logits[0, :2] = (0.0, -87.0)
+    _, pull = jax.vjp(lambda z: jaxsoftmax.row_statistics(z, np.int32([0])).log_odds, logits)
+    (slope,) = pull(np.float32([1e21]))
+    np.testing.assert_allclose(slope[0, :2], [1e21, -1e21], rtol=1e-6)
+    np.testing.assert_allclose(slope[0, 2:], 0.0, atol=1e-20)
+
+
 def test_absent_labels_and_rows():
     logits = np.float32([[-np.inf, 1, 2], [3, 1, 2], [-np.inf] * 3, [0, -np.inf, -np.inf]])
     where = np.array([[True] * 3, [False, True, True], [True] * 3, [True] * 3])
