@@ -213,6 +213,32 @@ def test_a_class_that_only_the_model_has_leaves_the_others_exact():
     check("kl_divergence", logits, target_logits)
 
 
+@pytest.mark.parametrize("gap", [2.0, 10.0, 18.0, 30.0, 60.0, 80.0])
+@pytest.mark.parametrize("name", ["soft_cross_entropy", "log_softmax"])
+def test_second_derivatives_of_certain_rows(name, gap):
+    """p (v - sum p v), every way: the others to the last digit, the largest class to the rounding of their targets."""
+    logits, direction = np.float32([0.0, -gap, -gap - 1.0]), np.float32([1.0, -1.0, 0.5])
+    targets = np.float32([0.2, 0.5, 0.3])
+    p = scipy.special.softmax(np.float64(logits))
+    exact = p * (direction - p @ np.float64(direction)) * targets.sum(dtype=np.float64)
+
+    def loss(z):
+        if name == "log_softmax":
+            return -jnp.vdot(jaxsoftmax.log_softmax(z), targets)
+        return jaxsoftmax.soft_cross_entropy(z, targets)
+
+    def products():
+        gradient = jax.grad(loss)
+        yield jax.jvp(gradient, (logits,), (direction,))[1]
+        yield jax.grad(lambda z: jnp.vdot(gradient(z), direction))(logits)
+
+    with jaxsoftmax.forward_mode():
+        pushed = list(products())
+    for product in (*products(), *pushed):
+        np.testing.assert_allclose(product[1:], exact[1:], rtol=1e-5)
+        np.testing.assert_allclose(product[0], exact[0], atol=2e-7)
+
+
 def test_the_slope_by_a_certain_target_keeps_its_tail():
     logits, target_logits = np.float32([[0, 0], [1, 0]]), np.float32([[40, 0], [17, 0]])
     check("kl_divergence", logits, target_logits)

@@ -91,13 +91,14 @@ def present(logits: jax.Array, where: jax.Array | None) -> jax.Array:
     return jnp.where(where, logits, jnp.asarray(-jnp.inf, logits.dtype))
 
 
-def row_max(logits: jax.Array, axes: Axes) -> jax.Array:
-    """The largest logit of each row, a constant to differentiation; the lowest finite number where no class is present.
+def row_max(logits: jax.Array, axes: Axes, *, constant: bool = True) -> jax.Array:
+    """The largest logit of each row; the lowest finite number where no class is present.
 
-    In the logits' own dtype, where it is exact and fast.
+    In the logits' own dtype, where it is exact and fast. To differentiation it is a constant, always so on a mesh.
     """
     lowest, wide = float(jnp.finfo(logits.dtype).min), compute_dtype(logits.dtype)
-    logits = lax.stop_gradient(logits)
+    if constant or axes.mesh:
+        logits = lax.stop_gradient(logits)
     return meshes.largest_of(jnp.max(logits, axis=axes.dims, keepdims=True, initial=lowest).astype(wide), axes)
 
 
@@ -267,6 +268,10 @@ def reciprocal(total: jax.Array) -> jax.Array:
 # more than 3/2, and S - 1 loses nothing; A is less. So the excess is  max(A, min(S - 1, 8 (S - 1.4))),  whose second
 # entry is S - 1 from S = 1.46 on, and below A, for which it has no say, from S = 1.4 down. Where the compiler computes
 # the logits anew for one of the sums and rounds them differently, it is as exact as the plain S - 1, and no worse.
+#
+# What a loss does with S and d does not depend on max z, whose derivative could as well be taken for 0. But then that
+# of S - 1 would be  sum_j e_j dz_j  with the largest class in it, and what a second derivative makes of it would lose
+# the others against that one; with the derivative of max z it is  sum_j e_j (dz_j - dz_top).
 
 
 def excess(logits: jax.Array, axes: Axes, temperature: jax.Array | None) -> tuple[jax.Array, jax.Array]:
@@ -274,7 +279,7 @@ def excess(logits: jax.Array, axes: Axes, temperature: jax.Array | None) -> tupl
 
     The latter is exact to the last digit however small, and 0 in a row without any class.
     """
-    shift = row_max(logits, axes)
+    shift = row_max(logits, axes, constant=False)
     terms = jnp.exp(centred(logits, shift, temperature))
     constants = lax.stop_gradient(terms)
     # min(e, 1 - e), with no number that backward passes have.
