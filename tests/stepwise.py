@@ -41,9 +41,8 @@ def _step(equation: Any, args: list[Any]) -> list[Any]:
     name, params = equation.primitive.name, equation.params
     if name in _LOOPS:
         return _LOOPS[name](equation, args)
-    for inner in ("jaxpr", "call_jaxpr"):
-        if inner in params:
-            return _run(params[inner], args)
+    if name in _CALLS:
+        return _run(params[_CALLS[name]], args)
     results = equation.primitive.bind(*args, **params)
     return results if equation.primitive.multiple_results else [results]
 
@@ -69,11 +68,14 @@ def _scan(equation: Any, args: list[Any]) -> list[Any]:
 
 
 def _while(equation: Any, args: list[Any]) -> list[Any]:
+    """Under vmap, those go on whose own condition holds."""
     params = equation.params
     ends = np.cumsum([params["cond_nconsts"], params["body_nconsts"]])
     of_condition, of_body, carry = args[: ends[0]], args[ends[0] : ends[1]], args[ends[1] :]
-    while _run(params["cond_jaxpr"], [*of_condition, *carry])[0]:
-        carry = _run(params["body_jaxpr"], [*of_body, *carry])
+    while np.any(goes_on := np.asarray(_run(params["cond_jaxpr"], [*of_condition, *carry])[0])):
+        new = _run(params["body_jaxpr"], [*of_body, *carry])
+        shapes = [goes_on.shape + (1,) * (np.ndim(x) - goes_on.ndim) for x in new]
+        carry = [np.where(goes_on.reshape(s), n, o) for s, n, o in zip(shapes, new, carry, strict=True)]
     return carry
 
 
@@ -81,4 +83,13 @@ def _cond(equation: Any, args: list[Any]) -> list[Any]:
     return _run(equation.params["branches"][int(args[0])], args[1:])
 
 
+# Where a call has its jaxpr. Others that have one, as `shard_map`, are more than a call and are run as they are.
+_CALLS = {
+    "jit": "jaxpr",
+    "remat2": "jaxpr",
+    "closed_call": "call_jaxpr",
+    "custom_jvp_call": "call_jaxpr",
+    "custom_vjp_call": "call_jaxpr",
+    "eval_jaxpr": "jaxpr",
+}
 _LOOPS = {"scan": _scan, "while": _while, "cond": _cond}
