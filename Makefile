@@ -42,7 +42,7 @@ demo: $(VENV)/.stamp  ## train a classifier of handwritten digits (examples/digi
 # Two processes of pytest use two cores: one thread each to compile.
 ONE_THREAD := --xla_cpu_parallel_codegen_split_count=1
 HURRIED := jaxsoftmax/calibration tests/calibration tests/conformance tests/integration \
-	tests/test_examples.py tests/test_linear.py tests/test_sharding.py
+	tests/test_examples.py tests/test_linear.py tests/test_sharded_language_model.py tests/test_sharding.py
 define pytest
 XLA_FLAGS="$(ONE_THREAD)" $(1)/bin/python -m pytest $(addprefix --ignore=,$(HURRIED)) $(PYTEST_ARGS) || [ $$? -eq 5 ]
 JAX_DISABLE_MOST_OPTIMIZATIONS=1 XLA_FLAGS="$(ONE_THREAD) $(2)" $(1)/bin/python -m pytest $(HURRIED) $(PYTEST_ARGS) || [ $$? -eq 5 ]

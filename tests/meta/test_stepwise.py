@@ -41,7 +41,8 @@ def test_it_is_what_the_compiled_program_computes():
     def of_many(rows, scale):
         return jax.vmap(everything, (0, None))(jnp.stack([rows, -rows]), scale)
 
-    for function in (everything, jax.grad(loss, (0, 1)), jax.jacfwd(jax.grad(loss)), of_many):
+    remat = jax.checkpoint(loss, policy=jax.checkpoint_policies.everything_saveable)
+    for function in (everything, jax.grad(loss, (0, 1)), jax.jacfwd(jax.grad(loss)), jax.grad(remat), of_many):
         expected = jax.jit(function)(ROWS, np.float32(1.5))
         jax.tree.map(
             lambda a, e: np.testing.assert_allclose(a, e, rtol=1e-5, atol=1e-5),
