@@ -252,8 +252,7 @@ def _over_others(x: jax.Array, others: jax.Array) -> tuple[jax.Array, jax.Array]
     """
     info = jnp.finfo(others.dtype)
     bits = lax.bitcast_convert_type(lax.stop_gradient(others), jnp.int64 if info.bits == 64 else jnp.int32)
-    exponent = lax.shift_right_logical(bits, jnp.full_like(bits, info.nmant))
-    mirrored = lax.shift_left(2 * (info.maxexp - 1) - exponent, jnp.full_like(bits, info.nmant))
+    mirrored = (2 * (info.maxexp - 1) - (bits >> info.nmant)) << info.nmant
     raised = lax.bitcast_convert_type(mirrored, others.dtype)
     quotient = x / jnp.where(others == 0, 1.0, others * raised)
     return raised, jnp.where(others == 0, 0.0 * x, quotient)

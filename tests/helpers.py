@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import jaxsoftmax
 from benchmarks import programs
 
 SCALES = (0.1, 1.0, 5.0, 30.0)
@@ -101,6 +102,19 @@ def value_and_gradients(
 ) -> tuple[Any, ...]:
     """The same for a single call."""
     return compiled(function)(cotangent, arguments, constants)
+
+
+def hessian_products(function: Callable[[Any], jax.Array], point: Any, direction: Any) -> list[jax.Array]:
+    """Hessian times direction: forward over reverse, reverse over reverse, then both inside of forward_mode."""
+
+    def both() -> list[jax.Array]:
+        gradient = jax.grad(function)
+        forward = jax.jvp(gradient, (point,), (direction,))[1]
+        return [forward, jax.grad(lambda x: jnp.vdot(gradient(x), direction))(point)]
+
+    outside = both()
+    with jaxsoftmax.forward_mode():
+        return outside + both()
 
 
 def call(function: Callable[..., Any], options: dict[str, Any], *, jit: bool) -> Any:

@@ -22,9 +22,14 @@ def stepwise(function: Callable[..., Any]) -> Callable[..., Any]:
     return evaluate
 
 
+def _opened(traced: Any) -> tuple[Any, Sequence[Any]]:
+    """A jaxpr and its constants; jax 0.12 has no closed ones inside of equations any more."""
+    return (traced.jaxpr, traced.consts) if hasattr(traced, "consts") else (traced, ())
+
+
 def _run(traced: Any, args: Sequence[Any]) -> list[Any]:
-    """The results of a jaxpr; jax 0.12 has no closed ones inside of equations any more."""
-    jaxpr, constants = (traced.jaxpr, traced.consts) if hasattr(traced, "consts") else (traced, ())
+    """The results of a jaxpr."""
+    jaxpr, constants = _opened(traced)
     values = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*constants, *args], strict=True))
 
     def read(variable: Any) -> Any:
@@ -50,15 +55,12 @@ def _step(equation: Any, args: list[Any]) -> list[Any]:
 def _scan(equation: Any, args: list[Any]) -> list[Any]:
     """Constants, carries and rows of the arguments are told apart by their ranks, which all versions have."""
     params = equation.params
-    body = getattr(params["jaxpr"], "jaxpr", params["jaxpr"])
+    body, _ = _opened(params["jaxpr"])
     rows = sum(np.ndim(a) != v.aval.ndim for a, v in zip(args, body.invars, strict=True))
     carries = sum(v.aval.ndim == w.aval.ndim for v, w in zip(equation.outvars, body.outvars, strict=True))
     before = len(args) - rows - carries
-    constants, carry, xs = (
-        args[:before],
-        args[before : before + carries],
-        [np.asarray(x) for x in args[before + carries :]],
-    )
+    constants, carry = args[:before], args[before : before + carries]
+    xs = [np.asarray(x) for x in args[before + carries :]]
     order = range(params["length"])
     ys: list[Any] = [None] * len(order)
     for i in reversed(order) if params["reverse"] else order:

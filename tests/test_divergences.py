@@ -9,7 +9,7 @@ import scipy.special
 
 import jaxsoftmax
 from tests import oracles
-from tests.helpers import assert_contract, compiled, cotangents, masks, planted, value_and_gradients
+from tests.helpers import assert_contract, compiled, cotangents, hessian_products, masks, planted, value_and_gradients
 
 
 def targets_for(logits, labels, dtype=np.float32):
@@ -227,14 +227,7 @@ def test_second_derivatives_of_certain_rows(name, gap):
             return -jnp.vdot(jaxsoftmax.log_softmax(z), targets)
         return jaxsoftmax.soft_cross_entropy(z, targets)
 
-    def products():
-        gradient = jax.grad(loss)
-        yield jax.jvp(gradient, (logits,), (direction,))[1]
-        yield jax.grad(lambda z: jnp.vdot(gradient(z), direction))(logits)
-
-    with jaxsoftmax.forward_mode():
-        pushed = list(products())
-    for product in (*products(), *pushed):
+    for product in hessian_products(loss, logits, direction):
         np.testing.assert_allclose(product[1:], exact[1:], rtol=1e-5)
         np.testing.assert_allclose(product[0], exact[0], atol=2e-7)
 
