@@ -3,9 +3,16 @@
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import orbax.checkpoint as ocp
 
 KEPT = 2
+
+# By default orbax cuts every replicated array between its replicas, and compiles a program for each piece: it is worth
+# its while where an array is large.
+ocp.type_handlers.register_type_handler(
+    jax.Array, ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=2**24), override=True
+)
 
 
 class Record(NamedTuple):

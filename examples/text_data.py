@@ -8,6 +8,7 @@ tokens, and the bytes of a token are known: it measures a model in bits per byte
 import hashlib
 import os
 import sysconfig
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -48,14 +49,18 @@ class Corpus(NamedTuple):
         return float(lengths[tokens].mean())
 
 
+def source_names(root: Path) -> Iterator[str]:
+    """The names of all Python files below a folder that are not skipped."""
+    for folder, folders, files in os.walk(root):
+        folders[:] = set(folders) - SKIPPED  # they are not even looked into
+        yield from ((Path(folder) / file).relative_to(root).as_posix() for file in files if file.endswith(".py"))
+
+
 def load_texts(small: bool) -> Texts:
     """Read the standard library and split it by file: a file of the same name is always in the same split."""
     root = Path(sysconfig.get_paths()["stdlib"])
-    names = sorted(path.relative_to(root).as_posix() for path in root.rglob("*.py"))
     train, validation, digest = [], [], hashlib.sha256()
-    for name in names:
-        if SKIPPED.intersection(name.split("/")):
-            continue
+    for name in sorted(source_names(root)):
         draw = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8])
         group, held_out = draw // VALIDATION_SHARE, draw % VALIDATION_SHARE == 0
         if small and not held_out and group % SMALL_SHARE:
