@@ -1,6 +1,7 @@
 """gumbel_softmax and straight_through: one-hot bit for bit, the right distribution, gradients of the soft sample."""
 
 import jax
+import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -32,6 +33,31 @@ def test_the_noise_is_never_infinite():
     # The difference of two Gumbel variables is logistic.
     difference = np.log(sample[:, 0]) - np.log(sample[:, 1])
     assert scipy.stats.kstest(difference, "logistic").pvalue > 1e-3
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.float32, jnp.float64])
+def test_the_noise_of_every_bit_pattern(dtype):
+    """A generator that draws the smallest numbers, the largest, and some between: by the documented formula."""
+    size = 64 if dtype == jnp.float64 else 32
+    drawn = [0, 1, 2**7 + 1, 2**20, 2 ** (size - 1), 3 * 2 ** (size - 2), 2**size - 2**7, 2**size - 1]
+
+    def draw(key, bit_width, shape):
+        assert bit_width == size
+        return jnp.array(drawn, f"uint{size}").reshape(shape)
+
+    chosen = jax.extend.random.define_prng_impl(
+        key_shape=(1,), seed=lambda seed: jnp.zeros(1, jnp.uint32), split=None, random_bits=draw, fold_in=None
+    )
+    with jax.enable_x64(dtype == jnp.float64):
+        logits = jnp.zeros((1, len(drawn)), dtype)
+        sample = np.asarray(jaxsoftmax.gumbel_softmax(jax.random.key(0, impl=chosen), logits))[0]
+    largest = np.nextafter(np.dtype(f"float{size}").type(1), 0).astype(np.float64)
+    v = np.minimum((np.float64(drawn) + 0.5) / 2.0**size, largest)
+    odds = -1.0 / np.log1p(-v)  # exp(g)
+    assert sample.dtype == dtype
+    # A g of 23 is rounded to 2e-6; the probabilities of float16 to 2**-11, and the small ones to 2**-25.
+    rounding = {"rtol": 5e-4, "atol": 3e-8} if dtype == jnp.float16 else {"rtol": 3e-6}
+    np.testing.assert_allclose(sample, odds / odds.sum(), **rounding)
 
 
 @pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16, jnp.float32, jnp.float64])

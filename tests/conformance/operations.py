@@ -105,7 +105,7 @@ _KEY = jax.random.key(3, impl="rbg")
 
 
 def _noise(z: Any) -> jax.Array:
-    return jax.random.gumbel(_KEY, z.shape, mode="high")
+    return -jnp.log(-jnp.log1p(-(jax.random.bits(_KEY, z.shape).astype(jnp.float32) + 0.5) / 2.0**32))
 
 
 def _sigmoid_focal(z: Any, gamma: Any) -> jax.Array:
