@@ -10,7 +10,7 @@ from jax.typing import ArrayLike
 
 from jaxsoftmax._core import arrays, checks, meshes, rules, scalars
 from jaxsoftmax._core.meshes import Axes
-from jaxsoftmax.objectives import focal_slopes, focal_value
+from jaxsoftmax.objectives import Focal
 
 __all__ = ["binary_cross_entropy", "sigmoid_focal_loss"]
 
@@ -106,11 +106,23 @@ def sigmoid_focal_loss(
 # Derivation. softplus(z) = -log(1 - sigmoid(z)), its slope sigmoid(z). Both losses are sums of a term of the positives,
 # a function of x = -z, and one of the negatives, of x = z; see objectives.py for the focal function and its slopes. A
 # label of exactly 0 or 1 switches the other term off, even if it is infinite.
+#
+# softplus(-z) and softplus(z) are log(1 + exp(-|z|)), one of them with |z| added: the binary cross entropy is
+#     (w y + 1 - y) log(1 + exp(-|z|)) + c |z|,    c = 1 - y for z > 0 and w y elsewhere.
+# The choice for 0 times inf comes last, and once: XLA vectorizes the rest for few classes too, and fuses it with a sum.
+
+
+def _switched(missed: jax.Array, found: jax.Array, logits: jax.Array, loss: jax.Array) -> jax.Array:
+    """The loss, and 0 where it is 0 times inf: where z is infinite, and the term of its sign has the weight 0."""
+    weight = jnp.where(logits > 0, found, missed)
+    return jnp.where((weight == 0) & jnp.isinf(logits), 0.0, loss)
 
 
 def _binary_value(logits: jax.Array, labels: jax.Array, weight: jax.Array) -> jax.Array:
-    positive, negative = scalars.both_softplus(logits)
-    return scalars.times(labels * weight, positive) + scalars.times(1.0 - labels, negative)
+    positive, decay = scalars.folded(logits)
+    missed, found = labels * weight, 1.0 - labels
+    far = jnp.where(positive, found * logits, -missed * logits)
+    return _switched(missed, found, logits, (missed + found) * jnp.log1p(decay) + far)
 
 
 def _binary_slopes(logits: jax.Array, labels: jax.Array, weight: jax.Array) -> tuple[jax.Array, ...]:
@@ -126,16 +138,19 @@ _binary = rules.elementwise(_binary_value, _binary_slopes)
 def _sigmoid_focal_value(
     logits: jax.Array, labels: jax.Array, gamma: jax.Array, positive: jax.Array, negative: jax.Array
 ) -> jax.Array:
-    loss = scalars.times(positive * labels, focal_value(-logits, gamma))
-    return loss + scalars.times(negative * (1.0 - labels), focal_value(logits, gamma))
+    focal = Focal.of(logits)
+    missed, found = positive * labels, negative * (1.0 - labels)
+    loss = missed * focal.mirrored().value(gamma) + found * focal.value(gamma)
+    return _switched(missed, found, logits, loss)
 
 
 def _sigmoid_focal_slopes(
     logits: jax.Array, labels: jax.Array, gamma: jax.Array, positive: jax.Array, negative: jax.Array
 ) -> tuple[jax.Array, ...]:
-    missed, found = focal_value(-logits, gamma), focal_value(logits, gamma)
-    missed_by_x, missed_by_gamma = focal_slopes(-logits, gamma)
-    found_by_x, found_by_gamma = focal_slopes(logits, gamma)
+    focal = Focal.of(logits)
+    missed, found = focal.mirrored().value(gamma), focal.value(gamma)
+    missed_by_x, missed_by_gamma = focal.mirrored().slopes(gamma)
+    found_by_x, found_by_gamma = focal.slopes(gamma)
     by_logits = negative * (1.0 - labels) * found_by_x - positive * labels * missed_by_x
     by_gamma = positive * labels * missed_by_gamma + negative * (1.0 - labels) * found_by_gamma
     by_labels = scalars.times(positive, missed) - scalars.times(negative, found)

@@ -10,6 +10,7 @@ A labelled class that is absent costs +inf, a label out of range NaN, an ignored
 """
 
 import math
+from typing import NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
@@ -283,6 +284,7 @@ def _option(function: str, rows: jax.Array, **option: ArrayLike) -> jax.Array:
 
 _FAR = 2.0**64
 
+
 # Infinite at T = 0, where the slope by the logits is 0: what is multiplied by it must be finite.
 _square = rules.elementwise(jnp.square, lambda x: (2.0 * jnp.clip(x, -_FAR, _FAR),))
 
@@ -323,20 +325,36 @@ def _by_others_slopes(*rows: jax.Array) -> tuple[jax.Array, ...]:
 _smoothed_by_others = rules.elementwise(_by_others_value, _by_others_slopes)
 
 
-def focal_value(x: jax.Array, gamma: jax.Array) -> jax.Array:
-    right, wrong = scalars.both_softplus(jnp.maximum(x, -_FAR))
-    return jnp.exp(-gamma * right) * wrong
+class Focal(NamedTuple):
+    """What the focal loss of x and its slopes are made of: -log s(x), the cross entropy -log s(-x), s(-x) and s(x)."""
+
+    right: jax.Array
+    wrong: jax.Array
+    prob: jax.Array
+    error: jax.Array
+
+    @classmethod
+    def of(cls, x: jax.Array) -> Self:
+        return cls(*scalars.both_softplus(x), *scalars.both_sigmoid(x))
+
+    def mirrored(self) -> Self:
+        """The same of -x."""
+        return type(self)(self.wrong, self.right, self.error, self.prob)
+
+    def value(self, gamma: jax.Array) -> jax.Array:
+        return self._power(gamma) * self.wrong
+
+    def slopes(self, gamma: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """By x and by gamma."""
+        power, wrong = self._power(gamma), jnp.minimum(self.wrong, _FAR)
+        return power * (gamma * self.prob * wrong + self.error), -power * wrong * jnp.minimum(self.right, _FAR)
+
+    def _power(self, gamma: jax.Array) -> jax.Array:
+        """s(x)^gamma."""
+        return jnp.exp(-gamma * jnp.minimum(self.right, _FAR))
 
 
-def focal_slopes(x: jax.Array, gamma: jax.Array) -> tuple[jax.Array, jax.Array]:
-    x = jnp.clip(x, -_FAR, _FAR)
-    right, wrong = scalars.both_softplus(x)  # -log s(x) and the cross entropy
-    prob, error = scalars.both_sigmoid(x)
-    power = jnp.exp(-gamma * right)
-    return power * (gamma * prob * wrong + error), -power * wrong * right
-
-
-_focal = rules.elementwise(focal_value, focal_slopes)
+_focal = rules.elementwise(lambda x, gamma: Focal.of(x).value(gamma), lambda x, gamma: Focal.of(x).slopes(gamma))
 
 
 def _poly_value(x: jax.Array, epsilon: jax.Array) -> jax.Array:

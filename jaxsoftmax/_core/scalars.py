@@ -9,6 +9,7 @@ import jax.numpy as jnp
 __all__ = [
     "both_sigmoid",
     "both_softplus",
+    "folded",
     "inverse",
     "log_add",
     "log_odds",
@@ -19,7 +20,7 @@ __all__ = [
 ]
 
 
-def _folded(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+def folded(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Whether x > 0, and exp(-|x|).
 
     Forms by max and |x| have no second derivative at 0, where untrained logits start; this has one on either side.
@@ -40,14 +41,14 @@ def sigmoid(x: jax.Array) -> jax.Array:
 
 def both_softplus(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """softplus(-x) and softplus(x), by one logarithm."""
-    positive, decay = _folded(x)
+    positive, decay = folded(x)
     common = jnp.log1p(decay)
     return jnp.where(positive, 0.0, -x) + common, jnp.where(positive, x, 0.0) + common
 
 
 def both_sigmoid(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """sigmoid(-x) and sigmoid(x), by one exponential."""
-    positive, decay = _folded(x)
+    positive, decay = folded(x)
     return jnp.where(positive, decay, 1.0) / (1.0 + decay), jnp.where(positive, 1.0, decay) / (1.0 + decay)
 
 
@@ -76,5 +77,5 @@ def log_add(a: jax.Array, b: jax.Array) -> jax.Array:
     """log(exp(a) + exp(b)); -inf where both are, with derivative 0."""
     nothing = jnp.isneginf(a) & jnp.isneginf(b)
     difference = jnp.where(nothing, 0.0, a) - jnp.where(nothing, 0.0, b)
-    positive, decay = _folded(difference)
+    positive, decay = folded(difference)
     return jnp.where(positive, a, b) + jnp.log1p(decay)
