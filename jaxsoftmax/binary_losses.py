@@ -10,7 +10,7 @@ from jax.typing import ArrayLike
 
 from jaxsoftmax._core import arrays, checks, meshes, rules, scalars
 from jaxsoftmax._core.meshes import Axes
-from jaxsoftmax.objectives import Focal
+from jaxsoftmax.objectives import Focal, within_reach
 
 __all__ = ["binary_cross_entropy", "sigmoid_focal_loss"]
 
@@ -109,20 +109,21 @@ def sigmoid_focal_loss(
 #
 # softplus(-z) and softplus(z) are log(1 + exp(-|z|)), one of them with |z| added: the binary cross entropy is
 #     (w y + 1 - y) log(1 + exp(-|z|)) + c |z|,    c = 1 - y for z > 0 and w y elsewhere.
-# The choice for 0 times inf comes last, and once: XLA vectorizes the rest for few classes too, and fuses it with a sum.
 
 
-def _switched(missed: jax.Array, found: jax.Array, logits: jax.Array, loss: jax.Array) -> jax.Array:
-    """The loss, and 0 where it is 0 times inf: where z is infinite, and the term of its sign has the weight 0."""
+def _settled(missed: jax.Array, found: jax.Array, logits: jax.Array) -> jax.Array:
+    """z, held at a finite number where the term of its sign has the weight 0, for which an infinity is no NaN."""
     weight = jnp.where(logits > 0, found, missed)
-    return jnp.where((weight == 0) & jnp.isinf(logits), 0.0, loss)
+    return jnp.where(weight == 0, within_reach(logits), logits)
 
 
 def _binary_value(logits: jax.Array, labels: jax.Array, weight: jax.Array) -> jax.Array:
-    positive, decay = scalars.folded(logits)
     missed, found = labels * weight, 1.0 - labels
-    far = jnp.where(positive, found * logits, -missed * logits)
-    return _switched(missed, found, logits, (missed + found) * jnp.log1p(decay) + far)
+    logits = _settled(missed, found, logits)
+    positive, decay = scalars.folded(logits)
+    near = (missed + found) * jnp.log1p(decay)
+    # The choice comes last: what ends in one is a single loop with the sum over it, and without intermediate arrays.
+    return jnp.where(positive, near + found * logits, near - missed * logits)
 
 
 def _binary_slopes(logits: jax.Array, labels: jax.Array, weight: jax.Array) -> tuple[jax.Array, ...]:
@@ -138,17 +139,20 @@ _binary = rules.elementwise(_binary_value, _binary_slopes)
 def _sigmoid_focal_value(
     logits: jax.Array, labels: jax.Array, gamma: jax.Array, positive: jax.Array, negative: jax.Array
 ) -> jax.Array:
-    focal = Focal.of(logits)
     missed, found = positive * labels, negative * (1.0 - labels)
-    loss = missed * focal.mirrored().value(gamma) + found * focal.value(gamma)
-    return _switched(missed, found, logits, loss)
+    logits = _settled(missed, found, logits)
+    focal = Focal.of(logits)
+    other = focal.mirrored()
+    loss = missed * other.near(gamma) + found * focal.near(gamma)
+    return jnp.where(logits > 0, loss + found * focal.beyond, loss + missed * other.beyond)
 
 
 def _sigmoid_focal_slopes(
     logits: jax.Array, labels: jax.Array, gamma: jax.Array, positive: jax.Array, negative: jax.Array
 ) -> tuple[jax.Array, ...]:
-    focal = Focal.of(logits)
-    missed, found = focal.mirrored().value(gamma), focal.value(gamma)
+    whole = Focal.of(logits)
+    missed, found = whole.mirrored().value(gamma), whole.value(gamma)
+    focal = Focal.of(_settled(positive * labels, negative * (1.0 - labels), logits))  # as the value has it: shared
     missed_by_x, missed_by_gamma = focal.mirrored().slopes(gamma)
     found_by_x, found_by_gamma = focal.slopes(gamma)
     by_logits = negative * (1.0 - labels) * found_by_x - positive * labels * missed_by_x

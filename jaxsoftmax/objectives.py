@@ -285,8 +285,13 @@ def _option(function: str, rows: jax.Array, **option: ArrayLike) -> jax.Array:
 _FAR = 2.0**64
 
 
+def within_reach(x: jax.Array) -> jax.Array:
+    """x, but no further from 0 than where its products with the slopes are finite."""
+    return jnp.clip(x, -_FAR, _FAR)
+
+
 # Infinite at T = 0, where the slope by the logits is 0: what is multiplied by it must be finite.
-_square = rules.elementwise(jnp.square, lambda x: (2.0 * jnp.clip(x, -_FAR, _FAR),))
+_square = rules.elementwise(jnp.square, lambda x: (2.0 * within_reach(x),))
 
 
 _logistic = rules.elementwise(scalars.softplus, lambda x: (scalars.sigmoid(x),))
@@ -342,7 +347,16 @@ class Focal(NamedTuple):
         return type(self)(self.wrong, self.right, self.error, self.prob)
 
     def value(self, gamma: jax.Array) -> jax.Array:
-        return self._power(gamma) * self.wrong
+        return self.near(gamma) + self.beyond
+
+    def near(self, gamma: jax.Array) -> jax.Array:
+        """The value where the cross entropy is within reach; beyond, the power is 1, and it lacks what is `beyond`."""
+        return self._power(gamma) * jnp.minimum(self.wrong, _FAR)
+
+    @property
+    def beyond(self) -> jax.Array:
+        """Apart from the power, for then an infinite cost has finite derivatives."""
+        return self.wrong - jnp.minimum(self.wrong, _FAR)
 
     def slopes(self, gamma: jax.Array) -> tuple[jax.Array, jax.Array]:
         """By x and by gamma."""

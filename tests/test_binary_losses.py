@@ -9,6 +9,7 @@ import pytest
 import jaxsoftmax
 from tests import oracles
 from tests.helpers import assert_contract, cotangents, planted, value_and_gradients
+from tests.stepwise import stepwise
 
 LOGITS = np.concatenate([planted(6, absent=False).logits, np.float32([[0, -0.0, 1e-30, 90, -90, 1e30]])])
 LABELS = np.resize(np.float32([0, 1, 1, 0, 0.25, 1, 0, 0.9]), LOGITS.shape)
@@ -152,3 +153,35 @@ def test_an_infinite_slope_counts_for_nothing_where_nothing_comes_in():
         np.testing.assert_array_equal(pushed[:2], np.zeros(2))
         second = jax.jvp(jax.grad(lambda z, f=function: jnp.sum(f(z, labels))), (logits,), (np.ones(3, np.float32),))[1]
         np.testing.assert_array_equal(second[:2], np.zeros(2))
+
+
+@pytest.mark.parametrize("way", ["vmap", "scan"])
+@pytest.mark.parametrize("name", ["binary_cross_entropy", "sigmoid_focal_loss"])
+def test_second_derivatives_at_infinite_logits(name, way):
+    """Far from 0 a loss is linear in logit and label, with the mixed derivative -1, and no square of it is NaN."""
+    function = getattr(jaxsoftmax, name)
+    logits = np.float32([np.inf, -np.inf, 0.5, 1e30, -1e30, np.inf, -np.inf])
+    labels = np.float32([1, 0, 0.25, 1, 0, 0, 0.75])
+
+    def total(power, z, y):
+        if way == "vmap":
+            return jnp.sum(function(z, y) ** power)
+        return jax.lax.scan(lambda carry, row: (carry + function(*row) ** power, None), 0.0, (z, y))[0]
+
+    def products(power, count):
+        args = (logits[:count], labels[:count])
+        tangents = (np.full(count, 2.0, np.float32), np.full(count, 3.0, np.float32))
+
+        def slopes(*args):
+            gradients = jax.grad(lambda *a: total(power, *a), (0, 1))(*args)
+            return sum(jnp.vdot(t, g) for t, g in zip(tangents, gradients, strict=True))
+
+        forward = jax.jvp(jax.grad(lambda *a: total(power, *a), (0, 1)), args, tangents)[1]
+        return forward, jax.grad(slopes, (0, 1))(*args)
+
+    for by_logits, by_labels in stepwise(lambda: products(1, 7))():
+        np.testing.assert_allclose(np.delete(by_logits, 2), [-3] * 6, rtol=1e-6)
+        np.testing.assert_allclose(np.delete(by_labels, 2), [-2] * 6, rtol=1e-6)
+        assert np.all(np.isfinite([by_logits[2], by_labels[2]]))
+    for product in stepwise(lambda: products(2, 2))():
+        assert not np.any(np.isnan(product))
