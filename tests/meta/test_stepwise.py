@@ -4,8 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 
-from tests.stepwise import stepwise
+from tests.stepwise import ELEMENTWISE, OF_ARRAYS, stepwise
 
 ROWS = np.float32([[0.5, -1.0], [2.0, 0.25], [-0.75, 3.0]])
 
@@ -49,3 +50,44 @@ def test_it_is_what_the_compiled_program_computes():
             stepwise(function)(ROWS, np.float32(1.5)),
             expected,
         )
+
+
+def every_primitive(x, y):
+    """Of rows x [3, 2] and y > 0 [3, 2], all that numpy computes instead of JAX."""
+    unary = (lax.abs, lax.cos, lax.exp, lax.expm1, lax.neg, lax.sign, lax.sin, lax.tanh, lax.square, lax.stop_gradient)
+    of_positive = (lax.log, lax.log1p, lax.sqrt)
+    binary = (lax.add, lax.sub, lax.mul, lax.max, lax.min, lax.div)
+    comparisons = (lax.eq, lax.ne, lax.lt, lax.le, lax.gt, lax.ge)
+    number, truth = jnp.sum(x) > 0, [compare(x, y) for compare in comparisons]
+    numbers = lax.convert_element_type(10 * x, jnp.int32)
+    return {
+        "elementwise": [f(x) for f in unary] + [f(y) for f in of_positive] + [f(x, y) for f in binary],
+        "gradient": jax.grad(lambda z: jnp.sum(z * jnp.sin(z)))(x),
+        "power": [lax.pow(y, x), lax.pow(y, numbers), lax.integer_pow(x, 3), lax.integer_pow(x, -2)],
+        "truth": [*truth, truth[2] & truth[1], truth[4] | truth[0], ~truth[3], lax.is_finite(x / 0), number],
+        "integers": [numbers // 3, lax.div(numbers, 3 * jnp.ones_like(numbers)), numbers | 5],
+        "choice": [jnp.where(truth[2], x, y), lax.select_n(x[0, 0] > 9, x, y)],
+        "shape": [x.T, x.reshape(2, 3), x[1:, ::-1], lax.slice(x, (0, 0), (3, 2), (2, 1)), lax.squeeze(x[:1], (0,))],
+        "joined": [jnp.concatenate([x, y], 1), jnp.broadcast_to(x[:, :1, None], (3, 2, 4)), checkpoint_name(x, "x")],
+        "sums": [x.sum(), x.sum(0), x.max(1), x @ y.T, jnp.einsum("ij,ik->jk", x, y), jnp.einsum("ij,ij->i", x, y)],
+    }
+
+
+def names_in(jaxpr):
+    """The primitives of a jaxpr and of all inside of it."""
+    names = set()
+    for equation in jaxpr.eqns:
+        names.add(equation.primitive.name)
+        for inner in jax.tree.leaves(list(equation.params.values())):
+            if hasattr(inner, "eqns") or hasattr(inner, "jaxpr"):
+                names |= names_in(getattr(inner, "jaxpr", inner))
+    return names
+
+
+def test_what_numpy_computes_is_what_the_primitives_compute():
+    y = np.abs(ROWS) + np.float32(0.1)
+    assert {*ELEMENTWISE, *OF_ARRAYS} <= names_in(jax.make_jaxpr(every_primitive)(ROWS, y).jaxpr)
+    expected, actual = jax.jit(every_primitive)(ROWS, y), stepwise(every_primitive)(ROWS, y)
+    for e, a in zip(jax.tree.leaves(expected), jax.tree.leaves(actual), strict=True):
+        assert (e.dtype, e.shape) == (a.dtype, a.shape)
+        np.testing.assert_allclose(a, e, rtol=1e-6)
