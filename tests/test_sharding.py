@@ -14,6 +14,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 import jaxsoftmax
 from jaxsoftmax import objectives
 from tests.helpers import SCALES, assert_same, message_bytes
+from tests.stepwise import stepwise
 
 N, V, D = 48, 64, 8
 PADDED = 61  # classes, where the last columns of the kernel are padding
@@ -64,13 +65,13 @@ def on_mesh(objective: Any, mesh: jax.sharding.Mesh, **options: Any) -> Callable
     return jax.jit(jax.value_and_grad(lambda h, w, b, r, y: loss(h, w, y, bias=b, weights=r, **options), (0, 1, 2, 3)))
 
 
-def on_one(objective: Any, **options: Any) -> Callable[..., Any]:
-    """The same of the plain one."""
+def on_one(objective: Any, run: Callable[..., Any] = stepwise, **options: Any) -> Callable[..., Any]:
+    """The same of the plain one, step by step unless it is to be compiled."""
 
     def loss(h: Any, w: Any, b: Any, r: Any, y: Any) -> jax.Array:
         return jaxsoftmax.linear_loss(objective, h, w, y, bias=b, weights=r, **options)
 
-    return jax.jit(jax.value_and_grad(loss, (0, 1, 2, 3)))
+    return run(jax.value_and_grad(loss, (0, 1, 2, 3)))
 
 
 @pytest.mark.parametrize("num_classes", [None, PADDED])
@@ -104,7 +105,7 @@ def test_half_precision() -> None:
     arguments = [jnp.asarray(x, jnp.bfloat16) for x in (FEATURES, KERNEL)]
     wide = [np.asarray(x, np.float32) for x in arguments]
     exact = on_one(everything)(*wide, BIAS, WEIGHTS, LABELS)
-    one = on_one(everything)(*arguments, BIAS, WEIGHTS, LABELS)
+    one = on_one(everything, jax.jit)(*arguments, BIAS, WEIGHTS, LABELS)
     many = on_mesh(everything, mesh_of((2, 4)))(*arguments, BIAS, WEIGHTS, LABELS)
     assert [x.dtype for x in many[1]] == [x.dtype for x in one[1]]
     for e, o, m in zip(*(jax.tree.leaves(x) for x in (exact, one, many)), strict=True):
@@ -137,7 +138,7 @@ def test_statistics(mode: str) -> None:
     mesh = mesh_of((2, 4), mode)
     features, labels = FEATURES.reshape(6, 8, D), LABELS.reshape(6, 8)
     statistics = jaxsoftmax.sharded_linear_statistics(mesh)
-    expected = jax.jit(functools.partial(jaxsoftmax.linear_statistics, temperature=0.5))(features, KERNEL, labels)
+    expected = stepwise(functools.partial(jaxsoftmax.linear_statistics, temperature=0.5))(features, KERNEL, labels)
     by_row, kernel = NamedSharding(mesh, SPECS[0]), jax.device_put(KERNEL, NamedSharding(mesh, SPECS[1]))
     arguments = jax.device_put(features, by_row), kernel, jax.device_put(labels, by_row)
     actual = jax.jit(functools.partial(statistics, temperature=0.5))(*arguments)
