@@ -274,7 +274,7 @@ def _option(function: str, rows: jax.Array, **option: ArrayLike) -> jax.Array:
 #   poly-1             f = softplus(x) + eps s(x)      f' = s(x) + eps s(x) s(-x);   df/deps = s(x)
 #
 # At x = -inf (an ignored or certain row) and x = inf (an absent label) products of 0 and inf arise, whose limit is 0:
-# there x is held at a number so far out that the rest is exact, and so near that no derivative overflows.
+# there x, or a cost, is held at a number so far out that the rest is exact, and so near that no derivative overflows.
 #
 # The angular margin with c = cos(theta), q = sin(theta) = sqrt((1 - c)(1 + c)):
 #     gap = c - cos(theta + m) = 2 c sin^2(m / 2) + q sin(m)

@@ -78,7 +78,7 @@ def _scan(equation: Any, args: list[Any]) -> list[Any]:
     carries = sum(v.aval.ndim == w.aval.ndim for v, w in zip(equation.outvars, body.outvars, strict=True))
     before = len(args) - rows - carries
     constants, carry = args[:before], args[before : before + carries]
-    xs = [np.asarray(x) for x in args[before + carries :]]
+    xs = args[before + carries :]
     order = range(params["length"])
     ys: list[Any] = [None] * len(order)
     for i in reversed(order) if params["reverse"] else order:
@@ -92,7 +92,7 @@ def _while(equation: Any, args: list[Any]) -> list[Any]:
     params = equation.params
     ends = np.cumsum([params["cond_nconsts"], params["body_nconsts"]])
     of_condition, of_body, carry = args[: ends[0]], args[ends[0] : ends[1]], args[ends[1] :]
-    while np.any(goes_on := np.asarray(_run(params["cond_jaxpr"], [*of_condition, *carry])[0])):
+    while np.any(goes_on := _run(params["cond_jaxpr"], [*of_condition, *carry])[0]):
         new = _run(params["body_jaxpr"], [*of_body, *carry])
         shapes = [goes_on.shape + (1,) * (np.ndim(x) - goes_on.ndim) for x in new]
         carry = [np.where(goes_on.reshape(s), n, o) for s, n, o in zip(shapes, new, carry, strict=True)]
