@@ -23,6 +23,7 @@ from jax.sharding import PartitionSpec as P
 import jaxsoftmax
 from benchmarks import harness, programs
 from jaxsoftmax import objectives
+from jaxsoftmax._core import blocks
 
 DEVICES = (1, 2, 4, 8, 16, 32, 64)
 QUICK_DEVICES = (1, 8)
@@ -330,7 +331,6 @@ TOKENS = 2**22
 PAPER_MODELS = ((4096, 128256), (8192, 256000))
 PAPER_DEVICES = (1024, 16384)
 PAPER_SPLITS = (1, 2, 4, 8, 16, 32, 64)
-PAPER_BLOCK_BYTES = 2**28
 
 
 @dataclasses.dataclass(frozen=True)
@@ -349,8 +349,8 @@ def estimate(width: int, classes: int, devices: int, split: int, rates: Rates = 
     """The formulas for bfloat16 and blocks of the size that the library takes on an accelerator."""
     over = devices // split, split
     rows, own = TOKENS // over[0], classes // split
-    blocks = math.ceil(rows / (PAPER_BLOCK_BYTES // (4 * own)))
-    head = Head(TOKENS, width, classes, over, math.ceil(rows / blocks), item=2)
+    parts = math.ceil(rows / blocks.most_rows("gpu", width, own))
+    head = Head(TOKENS, width, classes, over, math.ceil(rows / parts), item=2)
     seconds = {
         axis: sent_bytes(size, over[i]) / rates.bandwidth(axis, over)
         for i, (axis, size) in enumerate(message_bytes(head).items())
@@ -362,7 +362,7 @@ def estimate(width: int, classes: int, devices: int, split: int, rates: Rates = 
         seconds["classes"],
         seconds["rows"],
         arguments + working_bytes(head),
-        2 * blocks if split > 1 else 0,
+        2 * parts if split > 1 else 0,
     )
 
 

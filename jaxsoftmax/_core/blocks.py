@@ -9,11 +9,15 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxsoftmax._core import meshes
 
-__all__ = ["Batch", "Cut", "batch_of", "cut", "cut_of", "join"]
+__all__ = ["Batch", "Cut", "batch_of", "cut", "cut_of", "join", "most_rows"]
 
-# A block of logits that stays near so many bytes on a device: a CPU wants it small, an accelerator large products.
-BLOCK_BYTES = {"cpu": 2**25}
-BLOCK_BYTES_ELSEWHERE = 2**28
+# The bytes of a block of logits on a CPU, which wants it in its caches.
+CPU_BYTES = 2**25
+# On an accelerator each block reads the kernel twice and adds to a sum of its size, which takes as long as the products
+# of some 300 to 600 rows: with so many rows it is a small part. Fewer are taken where a block would pass the second
+# number of bytes and also the sum, [D, V] in float32, that is there anyway; more where it stays below the first.
+ACCELERATOR_ROWS = 2048
+ACCELERATOR_BYTES = 2**28, 2**29
 
 
 class Batch(NamedTuple):
@@ -75,15 +79,22 @@ class Cut(NamedTuple):
         return self.groups * self.rows
 
 
-def cut_of(rows: int, classes: int, devices: int, block_size: int | None) -> Cut:
-    """Blocks of the rows asked for, or so that the float32 logits of one stay near the bytes above, evenly cut.
+def most_rows(platform: str, width: int, classes: int) -> int:
+    """The rows of a block of float32 logits, [D] times [D, V], that suit a device, one at least."""
+    if platform == "cpu":
+        return max(1, CPU_BYTES // (4 * classes))
+    least, most = (size // (4 * classes) for size in ACCELERATOR_BYTES)
+    return max(1, min(max(ACCELERATOR_ROWS, least), max(most, width)))
+
+
+def cut_of(rows: int, width: int, classes: int, devices: int, block_size: int | None) -> Cut:
+    """Blocks of the rows asked for, or of as many as suit the device, evenly cut.
 
     Where JAX divides the work over the devices of a mesh, a block of neighbouring rows would lie on one of them, and
     all would compute it. There each device gives an equal share of every block, one row at least.
     """
     if block_size is None:
-        most = devices * BLOCK_BYTES.get(jax.default_backend(), BLOCK_BYTES_ELSEWHERE) // (4 * classes)
-        blocks = math.ceil(rows / max(most, 1))
+        blocks = math.ceil(rows / (devices * most_rows(jax.default_backend(), width, classes)))
         block_size = math.ceil(rows / max(blocks, 1))
     block = max(1, min(block_size, rows))
     groups = max(math.gcd(rows, devices), 1)

@@ -66,9 +66,10 @@ class Inputs(NamedTuple):
 
 def cut_of(inputs: Inputs, block_size: int | None) -> blocks.Cut:
     """How the rows are cut, by the logits of all sides."""
+    width = max(side.kernel.shape[0] for side in inputs.sides)
     classes = sum(side.kernel.shape[1] for side in inputs.sides)
     devices = max(meshes.devices_beside(side.features, side.kernel) for side in inputs.sides)
-    return blocks.cut_of(_count(inputs), classes, devices, block_size)
+    return blocks.cut_of(_count(inputs), width, classes, devices, block_size)
 
 
 # Derivation. With z = h W + b, a block of rows at a time, and dz from the operation's own rule:
@@ -192,9 +193,10 @@ def _gradient_of_features(side: Side, dlogits: jax.Array, precision: Any) -> jax
 
 
 def _add_products(plan: Plan, sums: _Products, side: Side, dlogits: jax.Array) -> _Products:
-    """Adds h^T dz in place, so many columns at a time that no second array of the kernel's size is written.
+    """Adds h^T dz in place; on a CPU so many columns at a time that no second array of the kernel's size is written.
 
-    Where JAX divides the work over a mesh, columns cut from a split kernel would be gathered: there all at once.
+    Elsewhere the products can add to what is there. Where JAX divides the work over a mesh, columns cut from a split
+    kernel would be gathered: there all at once, too.
     """
     features, narrow = side.features, dlogits.astype(side.features.dtype)
     depth, classes = side.kernel.shape
@@ -206,7 +208,8 @@ def _add_products(plan: Plan, sums: _Products, side: Side, dlogits: jax.Array) -
         return lax.dynamic_update_slice_in_dim(total, there + part, start, 1)
 
     kernel = sums.kernel
-    if columns >= classes or meshes.devices_beside(side.features, side.kernel) > 1:
+    at_once = columns >= classes or jax.default_backend() != "cpu"
+    if at_once or meshes.devices_beside(side.features, side.kernel) > 1:
         kernel = kernel + _product(features, narrow, (0, 0), plan.precision, side.kernel)
     else:
         whole, rest = divmod(classes, columns)
