@@ -2,6 +2,7 @@
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -292,7 +293,8 @@ def entropy_forward(axes: Axes, logits: Any, where: Any, temperature: Any) -> An
     residuals = DivergenceResiduals(
         logits, None, where, temperature, *arrays.excess(arrays.present(logits, where), axes, temperature)
     )
-    return jnp.log1p(residuals.others) - _mean_logit(_entropy_scaled(residuals), residuals.others, axes), residuals
+    again = residuals._replace(shift=arrays.fresh_off_cpu(residuals.shift))
+    return jnp.log1p(residuals.others) - _mean_logit(_entropy_scaled(again), residuals.others, axes), residuals
 
 
 def _mean_logit(scaled: jax.Array, others: jax.Array, axes: Axes) -> jax.Array:
@@ -333,7 +335,7 @@ def _entropy_call(
 
 
 class KLResiduals(NamedTuple):
-    """The arguments, and per row: m and S - 1 of the model and of the target."""
+    """The arguments, and per row: m and S - 1 of the model and of the target, and D."""
 
     logits: jax.Array
     target_logits: jax.Array
@@ -343,6 +345,7 @@ class KLResiduals(NamedTuple):
     others: jax.Array
     target_largest: jax.Array
     target_others: jax.Array
+    log_ratio: Any
 
 
 class _Pair(NamedTuple):
@@ -357,9 +360,10 @@ class _Pair(NamedTuple):
     delta: jax.Array
 
 
-def _gap(residuals: KLResiduals, largest: jax.Array, target_largest: jax.Array) -> tuple[jax.Array, ...]:
+def _gap(residuals: KLResiduals) -> tuple[jax.Array, ...]:
     """Per class: d of the model and the target, which are absent, and a, 0 where either is absent."""
     where, temperature = residuals.where, residuals.temperature
+    largest, target_largest = residuals.largest, residuals.target_largest
     values, target_values = arrays.present(residuals.logits, where), arrays.present(residuals.target_logits, where)
     model = arrays.centred(values, largest, temperature)
     target = arrays.centred(target_values, target_largest, temperature)
@@ -390,34 +394,37 @@ def _log_ratio(axes: Axes, residuals: KLResiduals) -> jax.Array:
 
     A term is (exp(d_z) - exp(d_w)) / S_w where a is large, and where the class is absent in either.
     """
-    # What the sums of the losses share with this one would be written out.
-    model, target, model_absent, target_absent, gap = _gap(
-        residuals, arrays.fresh(residuals.largest), arrays.fresh(residuals.target_largest)
-    )
-    share = 1.0 / (1.0 + residuals.target_others)
-    apart = (gap > 80.0) | model_absent | target_absent
-    near = jnp.exp(target) * jnp.expm1(jnp.minimum(gap, 80.0))
-    total = arrays.row_sum(jnp.where(apart, jnp.exp(model) - jnp.exp(target), near) * share, axes)
+    model, target, model_absent, target_absent, gap = _gap(residuals)
+    apart = (jnp.abs(gap) > 0.5) | model_absent | target_absent
+    gap = jnp.where(apart, 0.0, gap)
+    terms = jnp.where(apart, jnp.exp(model) - jnp.exp(target), jnp.exp(target) * (gap + _beyond_linear(gap)))
+    total = arrays.row_sum(terms, axes) * (1.0 / (1.0 + residuals.target_others))
     close = jnp.abs(total) < 0.5
     far = jnp.log1p(residuals.others) - jnp.log1p(residuals.target_others)
     return jnp.where(close, jnp.log1p(jnp.where(close, total, 0.0)), far)
 
 
-def _pair(axes: Axes, residuals: KLResiduals) -> _Pair:
-    model, target, model_absent, target_absent, gap = _gap(residuals, residuals.largest, residuals.target_largest)
-    p, q = jnp.exp(model) / (1.0 + residuals.others), jnp.exp(target) / (1.0 + residuals.target_others)
-    delta = jnp.where(model_absent | target_absent, 0.0, gap - _log_ratio(axes, residuals))
+def _pair(residuals: KLResiduals) -> _Pair:
+    model, target, model_absent, target_absent, gap = _gap(residuals)
+    p = jnp.exp(model) * (1.0 / (1.0 + residuals.others))
+    q = jnp.exp(target) * (1.0 / (1.0 + residuals.target_others))
+    delta = jnp.where(model_absent | target_absent, 0.0, gap - residuals.log_ratio)
     return _Pair(model, target, model_absent, target_absent, p, q, delta)
 
 
-def _kl_terms(pair: _Pair) -> jax.Array:
-    """p - q - q delta >= 0: as q phi(delta) with the series of phi where delta is small."""
-    small = jnp.abs(pair.delta) < 0.5
-    t = jnp.where(small, pair.delta, 0.0)
+def _beyond_linear(t: jax.Array) -> jax.Array:
+    """phi(t) = exp(t) - 1 - t for |t| <= 1/2, by its series."""
     series = jnp.ones_like(t)
     for n in range(9 if t.dtype == jnp.float32 else 14, 2, -1):
-        series = 1.0 + t / n * series
-    present = jnp.where(small, 0.5 * pair.q * jnp.square(t) * series, (pair.p - pair.q) - pair.q * pair.delta)
+        series = 1.0 + t * (1.0 / n) * series
+    return 0.5 * jnp.square(t) * series
+
+
+def _kl_terms(pair: _Pair) -> jax.Array:
+    """p - q - q delta >= 0: as q phi(delta) where delta is small."""
+    small = jnp.abs(pair.delta) < 0.5
+    near = pair.q * _beyond_linear(jnp.where(small, pair.delta, 0.0))
+    present = jnp.where(small, near, (pair.p - pair.q) - pair.q * pair.delta)
     costly = jnp.where(pair.model_absent, jnp.inf, present)
     return jnp.where(pair.target_absent, pair.p, costly)
 
@@ -425,14 +432,21 @@ def _kl_terms(pair: _Pair) -> jax.Array:
 def kl_forward(axes: Axes, logits: Any, target_logits: Any, where: Any, temperature: Any) -> Any:
     model = arrays.excess(arrays.present(logits, where), axes, temperature)
     target = arrays.excess(arrays.present(target_logits, where), axes, temperature)
-    residuals = KLResiduals(logits, target_logits, where, temperature, *model, *target)
-    return arrays.row_sum(_kl_terms(_pair(axes, residuals)), axes), residuals
+    residuals = KLResiduals(logits, target_logits, where, temperature, *model, *target, None)
+    residuals = residuals._replace(log_ratio=_log_ratio(axes, _again(residuals, arrays.fresh)))
+    return arrays.row_sum(_kl_terms(_pair(_again(residuals, arrays.fresh_off_cpu))), axes), residuals
+
+
+def _again(residuals: KLResiduals, fresh: Callable[[jax.Array], jax.Array]) -> KLResiduals:
+    """The same for another pass over the logits."""
+    return residuals._replace(largest=fresh(residuals.largest), target_largest=fresh(residuals.target_largest))
 
 
 def _kl_slopes(axes: Axes, pair: _Pair, target_others: jax.Array) -> tuple[jax.Array, jax.Array]:
     """By d of the model p - q = q expm1(delta); by d of the target -q (delta - sum q delta), since f = -sum q delta."""
     small = jnp.abs(pair.delta) < 0.5
-    near = pair.q * jnp.expm1(jnp.where(small, pair.delta, 0.0))
+    delta = jnp.where(small, pair.delta, 0.0)
+    near = pair.q * (delta + _beyond_linear(delta))
     difference = jnp.where(small & ~pair.target_absent, near, pair.p - pair.q)
     # Less the largest class's, where that has more than half of the mass, or its own slope would cancel.
     delta = pair.delta - centre_of(pair.target, 1.0 + target_others, pair.delta, axes)
@@ -443,7 +457,7 @@ def _kl_slopes(axes: Axes, pair: _Pair, target_others: jax.Array) -> tuple[jax.A
 
 
 def kl_backward(axes: Axes, residuals: KLResiduals, cotangent: jax.Array) -> Any:
-    pair = _pair(axes, residuals)
+    pair = _pair(residuals)
     by_model, by_target = _kl_slopes(axes, pair, residuals.target_others)
     temperature = residuals.temperature
     dlogits, by_t = arrays.to_inputs(cotangent * by_model, pair.model, temperature, axes)
@@ -455,7 +469,7 @@ def kl_backward(axes: Axes, residuals: KLResiduals, cotangent: jax.Array) -> Any
 
 
 def kl_tangent(axes: Axes, residuals: KLResiduals, tangents: Any) -> jax.Array:
-    pair = _pair(axes, residuals)
+    pair = _pair(residuals)
     by_model, by_target = _kl_slopes(axes, pair, residuals.target_others)
     model = arrays.from_inputs(tangents[0], tangents[3], pair.model, residuals.temperature)
     target = arrays.from_inputs(tangents[1], tangents[3], pair.target, residuals.temperature)

@@ -267,6 +267,7 @@ class _KLNumbers(NamedTuple):
     others: jax.Array
     target_largest: jax.Array
     target_others: jax.Array
+    log_ratio: jax.Array
 
 
 def _kl_residuals(logits: Any, rows: Any, numbers: _KLNumbers) -> KLResiduals:
@@ -276,8 +277,8 @@ def _kl_residuals(logits: Any, rows: Any, numbers: _KLNumbers) -> KLResiduals:
 def _kl_rows_forward(axes: Axes, logits: Any, rows: Any) -> Any:
     student, teacher = logits
     out, kept = kl_forward(axes, student, teacher, None, column(rows[0]))
-    numbers = _KLNumbers(kept.largest, kept.others, kept.target_largest, kept.target_others)
-    return out[:, 0], jax.tree.map(lambda x: x[:, 0], numbers)
+    numbers = (kept.largest, kept.others, kept.target_largest, kept.target_others, kept.log_ratio)
+    return out[:, 0], _KLNumbers._make(x[:, 0] for x in numbers)
 
 
 def _kl_rows_backward(axes: Axes, logits: Any, rows: Any, numbers: Any, cotangent: Any) -> Any:

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 import jaxsoftmax
+from jaxsoftmax._core.meshes import Axes
+from jaxsoftmax.normalizers import softmax_jacobian
 from tests import oracles
 from tests.helpers import assert_contract, compiled, cotangents, masks, planted, value_and_gradients
 
@@ -99,6 +101,25 @@ def test_logits_that_the_compiler_may_compute_anew(name):
     slope = jax.jit(jax.grad(lambda x: jnp.sum(jnp.sin(ours(name)(norm(x))))))(x)
     plain = jax.grad(lambda x: jnp.sum(jnp.sin(oracle_of(name)(norm(x)))))(x)
     np.testing.assert_allclose(slope, plain, rtol=1e-3, atol=2e-4)
+
+
+@pytest.mark.parametrize("gap", [0.0, 0.05, 0.25, 0.5, 2.0, 30.0])
+def test_the_gradient_of_softmax_from_logits_rounded_differently_in_each_use(gap):
+    """A GPU computes a layer norm anew for each kernel: what is subtracted in one and added in another must agree."""
+    row = np.float32([100.0, 100.0 - gap, 70.0, 40.0])
+    vector = np.float32([[3.0, -2.0, 1.0, 5.0]])
+    roundings = iter(np.float32([1.0, -1.0, 0.0, 1.0, -1.0]))
+
+    def scaled_by(shift):
+        return jnp.asarray(row)[None] + next(roundings) * np.spacing(row)[None] - shift
+
+    wide = np.exp(np.float64(row) - 100.0)
+    p = wide / wide.sum()
+    exact = p * (vector[0] - (p * vector[0]).sum())
+    shift, total = jnp.full((1, 1), row[0]), jnp.full((1, 1), np.float32(wide.sum()))
+    slopes = softmax_jacobian(scaled_by, shift, total, jnp.asarray(vector), Axes((1,), ()))
+    moved = 8 * np.spacing(row[0]) * (np.abs(exact) + p * p.dot(np.abs(vector[0])))
+    assert np.all(np.abs(slopes[0] - exact) <= moved + 1e-30)
 
 
 def oracle_of(name):

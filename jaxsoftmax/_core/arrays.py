@@ -29,6 +29,7 @@ __all__ = [
     "excess",
     "finite",
     "fresh",
+    "fresh_off_cpu",
     "from_inputs",
     "held",
     "inverse_temperature",
@@ -37,6 +38,7 @@ __all__ = [
     "near_top",
     "no_class",
     "not_label",
+    "opaque",
     "own_pick",
     "own_sum",
     "positive",
@@ -62,9 +64,22 @@ def common_dtype(a: Any, b: Any) -> Any:
     return a if a == jnp.float64 or not jnp.issubdtype(b, jnp.floating) else compute_dtype(b)
 
 
-def fresh(x: jax.Array) -> jax.Array:
-    """The same per-row numbers as a new value, so that a second reduction shares nothing with the first."""
+def opaque(x: jax.Array) -> jax.Array:
+    """The same numbers, of which the compiler knows nothing."""
     return lax.optimization_barrier(x)
+
+
+def fresh(x: jax.Array) -> jax.Array:
+    """The same per-row numbers as a new value, so that a second reduction shares nothing with the first.
+
+    What two kernels share is written out, and for the exponentials of a row that takes longer than to compute them.
+    """
+    return opaque(x)
+
+
+def fresh_off_cpu(x: jax.Array) -> jax.Array:
+    """The same for a pass that is better off with what another one has written, but on an accelerator."""
+    return x if jax.default_backend() == "cpu" else fresh(x)
 
 
 def row_sum(x: jax.Array, axes: Axes) -> jax.Array:
@@ -84,7 +99,7 @@ def present(logits: jax.Array, where: jax.Array | None) -> jax.Array:
     rounding in one use and not in another; between a maximum and a sum that is more than exp can take.
     """
     if logits.dtype != compute_dtype(logits.dtype):
-        logits = fresh(logits)
+        logits = opaque(logits)
     if where is None:
         return logits
     where = meshes.split_like(where.reshape((1,) * (logits.ndim - where.ndim) + where.shape), logits)
@@ -118,7 +133,7 @@ def divided(x: jax.Array, temperature: jax.Array | None) -> jax.Array:
 def _divided(x: jax.Array, temperature: jax.Array) -> jax.Array:
     tiny = float(jnp.finfo(temperature.dtype).tiny)
     inverse = inverse_temperature(jnp.where(temperature < 2.0**-62, lax.stop_gradient(temperature), temperature))
-    temperature = fresh(lax.stop_gradient(temperature))  # a constant would be folded with the factor, and overflow
+    temperature = opaque(lax.stop_gradient(temperature))  # a constant would be folded with the factor, and overflow
     huge = temperature > 2.0**100  # the compiler multiplies by 1 / T, which must not vanish: -inf times 0 is NaN
     bounded = jnp.clip(jnp.where(huge, temperature * 2.0**-24, temperature), tiny, 2.0**104)
     factor = jnp.where(temperature <= tiny, 2.0**126, jnp.where(huge, 2.0**-24, 1.0))
@@ -305,7 +320,7 @@ def not_label(labels: jax.Array, logits: jax.Array, axes: Axes, dtype: Any) -> j
     size = logits.shape[axes.one]
     if axes.classes(size) > 2**24:
         return jnp.where(is_label(labels, logits, axes), 0.0, 1.0).astype(dtype)
-    numbers = fresh(jnp.arange(size, dtype=dtype))
+    numbers = opaque(jnp.arange(size, dtype=dtype))
     numbers = numbers.reshape([size if a == axes.one else 1 for a in range(logits.ndim)])
     numbers = meshes.split_like(numbers, logits)
     return jnp.minimum(jnp.abs(numbers - axes.local(labels, size).astype(dtype)), 1.0)

@@ -75,7 +75,7 @@ def operation(
 
     def forward_rule(options: Any, *args: Any) -> Any:
         out, residuals = forward(options, *args)
-        return out, _named_inputs(residuals, args)
+        return out, _apart(residuals, args)
 
     def tangent_rule(options: Any, primals: Any, tangents: Any) -> Any:
         out, residuals = forward(options, *primals)
@@ -129,14 +129,17 @@ def elementwise(
     return functools.partial(operation(forward, backward, tangent), None)
 
 
-def _named_inputs(residuals: Any, args: Any) -> Any:
-    """Gives residuals that are arguments, untouched, a name of their own.
+def _apart(residuals: Any, args: Any) -> Any:
+    """The residuals as values of their own.
 
-    Without it JAX (0.10 to 0.12) takes such a residual for the argument itself inside of `scan`, and mixed second
-    derivatives are silently wrong. The name costs nothing: it is an identity that the compiler removes.
+    Arguments, untouched, get a name. Without it JAX (0.10 to 0.12) takes such a residual for the argument itself inside
+    of `scan`, and mixed second derivatives are silently wrong. The name costs nothing: it is an identity that the
+    compiler removes. Numbers per row keep the backward pass from what an accelerator would write in the forward one.
     """
     inputs = {id(leaf) for leaf in jax.tree.leaves(args)}
-    return jax.tree.map(lambda leaf: checkpoint_name(leaf, "input") if id(leaf) in inputs else leaf, residuals)
+    return jax.tree.map(
+        lambda leaf: checkpoint_name(leaf, "input") if id(leaf) in inputs else arrays.fresh_off_cpu(leaf), residuals
+    )
 
 
 def vary_alike(args: Sequence[Any], classes: Sequence[str]) -> tuple[Any, ...]:

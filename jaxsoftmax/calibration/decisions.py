@@ -364,7 +364,7 @@ def _policy_costs(
     spent, taken, hits = jax.vmap(at)(thresholds)
     # One total for each threshold, made opaque: by a shared one the compiler divides as by its rounded reciprocal, and
     # a share of all rows would not be 1.
-    every, events = (arrays.fresh(jnp.broadcast_to(jnp.sum(x), taken.shape)) for x in (weights, of_class_1))
+    every, events = (arrays.opaque(jnp.broadcast_to(jnp.sum(x), taken.shape)) for x in (weights, of_class_1))
     cost = _quotient(spent, every.astype(matrix.dtype))
     curve = PolicyCosts(thresholds, cost, _quotient(taken, every), _quotient(hits, events), _quotient(hits, taken))
     return poisoned(curve, broken)

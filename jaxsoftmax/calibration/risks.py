@@ -121,5 +121,5 @@ def _curve(scores: jax.Array, losses: jax.Array, weights: jax.Array) -> tuple[ja
     risk = expected / jnp.where(accepted == 0, 1.0, accepted)
     # By one opaque number for each row: by a single one the compiler divides as by its rounded reciprocal, and the
     # coverage would not end at 1.
-    coverage = accepted / arrays.fresh(jnp.broadcast_to(whole, accepted.shape))
+    coverage = accepted / arrays.opaque(jnp.broadcast_to(whole, accepted.shape))
     return coverage, risk, jnp.sum(weights * risk) / whole
