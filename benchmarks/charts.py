@@ -52,7 +52,7 @@ def draw_bars(
     figure.axes[0].set_xlim(min(0.8, *every) / 1.1, max(1.25, *every) * 1.1)
     figure.axes[0].invert_yaxis()
     handles, names = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside upper center", ncols=len(series), frameon=False)
+    figure.legend(handles, names, loc="outside upper center", ncols=min(len(series), 2 * columns), frameon=False)
     figure.savefig(path, dpi=110)
     print(f"wrote {os.path.relpath(path)}")
 
