@@ -11,8 +11,10 @@ from jaxsoftmax._core import meshes
 
 __all__ = ["Batch", "Cut", "batch_of", "cut", "cut_of", "join", "most_rows"]
 
-# The bytes of a block of logits on a CPU, which wants it in its caches.
+# The bytes of a block of logits on a CPU, which wants it near its caches, and the rows that it has at least: a product
+# with the transposed kernel takes XLA up to twice the time per row in 64 rows and fewer, which an even cut can leave.
 CPU_BYTES = 2**25
+CPU_ROWS = 88
 # On an accelerator each block reads the kernel twice and adds to a sum of its size, which takes as long as the products
 # of some 300 to 600 rows: with so many rows it is a small part. Fewer are taken where a block would pass the second
 # number of bytes and also the sum, [D, V] in float32, that is there anyway; more where it stays below the first.
@@ -80,9 +82,9 @@ class Cut(NamedTuple):
 
 
 def most_rows(platform: str, width: int, classes: int) -> int:
-    """The rows of a block of float32 logits, [D] times [D, V], that suit a device, one at least."""
+    """The rows of a block of float32 logits, [D] times [D, V], that suit a device."""
     if platform == "cpu":
-        return max(1, CPU_BYTES // (4 * classes))
+        return max(CPU_ROWS, CPU_BYTES // (4 * classes))
     least, most = (size // (4 * classes) for size in ACCELERATOR_BYTES)
     return max(1, min(max(ACCELERATOR_ROWS, least), max(most, width)))
 
