@@ -258,9 +258,8 @@ def _canonical(
 #                      J v = p (v - sum p v) = p ((v - c) - sum p (v - c)) for every c.
 #                      At a class j with p_j near 1, v_j - sum p v cancels; c = v_j makes the first term 0 and leaves
 #                      the sum over the others. With p_j <= 1/2 everywhere nothing cancels, and c must be 0, for the v
-#                      of a rare class may be large beside all that counts. S tells the two apart: up to 7/4 the largest
-#                      class is 0.28 above the others, and v_j is summed with weights that are 1 there and 0 for them,
-#                      however the logits are rounded: the compiler may compute c twice, from logits computed anew.
+#                      of a rare class may be large beside all that counts. S < 2 tells the two apart. Then the
+#                      largest class is unique, and v_j is summed with weights that vanish below it.
 #   log softmax        out_j = d_j - log S, log S = log1p(S - 1) from the excess.
 #                      dd_j = g_j - p_j G, G = sum g over the present classes, as  g_j (1 - p_j) - p_j (G - g_j)  with
 #                      1 - p_j = (S - 1 + 1 - exp(d_j)) / S. G - g_j is  sum g (1 - u)  +  (sum g u - g_j),  u as in
@@ -297,18 +296,17 @@ def softmax_jacobian(scaled_by: Scaled, shift: jax.Array, total: jax.Array, vect
 
 
 def centre_of(scaled: jax.Array, total: jax.Array, vector: jax.Array, axes: Axes) -> jax.Array:
-    """c = sum v w: the vector at the largest class where that class has most of the mass, else 0."""
-    return arrays.row_sum(vector * _largest(scaled), axes) * _share(total)
+    """c = sum v w: the vector at the largest class where that class has more than half of the mass, else 0.
+
+    w is 1 for the largest class and falls to 0 within a millionth, so that even a near class does not blur c. That is
+    no more than logits differ that the compiler computes anew, so it must not do so with c: what one sum takes off and
+    another puts back has to be the same number.
+    """
+    return arrays.opaque(arrays.row_sum(vector * _largest(scaled), axes) * arrays.positive(2.0 - total))
 
 
 def _largest(scaled: jax.Array) -> jax.Array:
-    """w: 1 down to 1/16 below the largest class, 0 from 1/8 on; no clamp, which would break fused sums up."""
-    return jnp.maximum(1.0 + jnp.minimum(1.0 + 16.0 * lax.stop_gradient(scaled), 0.0), 0.0)
-
-
-def _share(total: jax.Array) -> jax.Array:
-    """How much of the centre is taken: all of it up to S = 7/4, none from 2 on."""
-    return jnp.maximum(1.0 - jnp.maximum(4.0 * lax.stop_gradient(total) - 7.0, 0.0), 0.0)
+    return jnp.maximum(1.0 + jnp.minimum(2.0**20 * lax.stop_gradient(scaled), 0.0), 0.0)
 
 
 def softmax_push(scaled: jax.Array, total: jax.Array, vector: jax.Array, axes: Axes) -> jax.Array:
@@ -316,7 +314,7 @@ def softmax_push(scaled: jax.Array, total: jax.Array, vector: jax.Array, axes: A
     centred = vector - centre_of(scaled, total, vector, axes)
     probabilities = softmax_probabilities(scaled, total)
     tangent = probabilities * (centred - arrays.row_sum(probabilities * centred, axes))
-    return tangent - _largest(scaled) * (_share(total) * arrays.row_sum(tangent, axes))
+    return tangent - _largest(scaled) * (arrays.positive(2.0 - total) * arrays.row_sum(tangent, axes))
 
 
 def _softmax_forward(axes: Axes, logits: Any, where: Any, temperature: Any) -> Any:

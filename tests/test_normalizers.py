@@ -103,6 +103,21 @@ def test_logits_that_the_compiler_may_compute_anew(name):
     np.testing.assert_allclose(slope, plain, rtol=1e-3, atol=2e-4)
 
 
+def test_the_gradient_of_softmax_of_two_classes():
+    """p (1 - p) (g_1 - g_0) to the last digit, for near logits and near cotangents."""
+    rng = np.random.default_rng(8)
+    gaps = np.float32(np.concatenate([rng.uniform(0, 0.3, 400), 2.0 ** -rng.uniform(2, 18, 100)]))
+    logits = np.stack([np.full_like(gaps, 0.25), 0.25 + gaps], -1)
+    near = rng.standard_normal(500).astype(np.float32)
+    cotangent = np.stack([near, near * (1 + 2.0 ** -rng.integers(2, 20, 500).astype(np.float32))], -1)
+    (slopes,) = jax.jit(lambda z, g: jax.vjp(jaxsoftmax.softmax, z)[1](g))(logits, cotangent)
+    z, g = np.float64(logits), np.float64(cotangent)
+    p = 1 / (1 + np.exp(z[:, 0] - z[:, 1]))
+    exact = p * (1 - p) * (g[:, 1] - g[:, 0])
+    error = np.abs(np.float64(slopes) - np.stack([-exact, exact], -1)) / np.abs(exact)[:, None]
+    assert np.all(error <= 4 * np.finfo(np.float32).eps * (1 + np.abs(np.log(np.abs(exact))))[:, None])
+
+
 @pytest.mark.parametrize("gap", [0.0, 0.05, 0.25, 0.5, 2.0, 30.0])
 def test_the_gradient_of_softmax_from_logits_rounded_differently_in_each_use(gap):
     """A GPU computes a layer norm anew for each kernel: what is subtracted in one and added in another must agree."""
