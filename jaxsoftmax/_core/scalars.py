@@ -5,6 +5,7 @@ They are plain functions, for use inside of rules; the forms are such that plain
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 __all__ = [
     "both_sigmoid",
@@ -14,6 +15,7 @@ __all__ = [
     "log_add",
     "log_odds",
     "safe_log",
+    "share",
     "sigmoid",
     "softplus",
     "times",
@@ -66,6 +68,17 @@ def safe_log(x: jax.Array) -> jax.Array:
 def inverse(x: jax.Array) -> jax.Array:
     """1 / x, and 0 with derivative 0 at 0."""
     return jnp.where(x == 0, 0.0, 1.0 / jnp.where(x == 0, 1.0, x))
+
+
+def share(part: jax.Array, whole: jax.Array) -> jax.Array:
+    """part / whole, 1 where part is the whole to the last digit, and 0 where the whole is 0.
+
+    A compiler may divide by a number that several share as by its rounded reciprocal, and a GPU divides by
+    approximation: x / x is not always 1.
+    """
+    nothing = whole == 0
+    quotient = jnp.where(nothing, 0.0, part / jnp.where(nothing, 1.0, whole))
+    return quotient + lax.stop_gradient(jnp.where((part == whole) & ~nothing, 1.0 - quotient, 0.0))
 
 
 def times(factor: jax.Array, term: jax.Array) -> jax.Array:

@@ -16,7 +16,7 @@ import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 
-from jaxsoftmax._core import arrays, checks
+from jaxsoftmax._core import arrays, checks, scalars
 from jaxsoftmax._core.meshes import Axes
 from jaxsoftmax.calibration.inputs import check_labels, poisoned, visible
 from jaxsoftmax.calibration.rows import distributions
@@ -362,13 +362,6 @@ def _policy_costs(
         return spent, jnp.sum(jnp.where(flag, weights, 0.0)), jnp.sum(jnp.where(flag, of_class_1, 0.0))
 
     spent, taken, hits = jax.vmap(at)(thresholds)
-    # One total for each threshold, made opaque: by a shared one the compiler divides as by its rounded reciprocal, and
-    # a share of all rows would not be 1.
-    every, events = (arrays.opaque(jnp.broadcast_to(jnp.sum(x), taken.shape)) for x in (weights, of_class_1))
-    cost = _quotient(spent, every.astype(matrix.dtype))
-    curve = PolicyCosts(thresholds, cost, _quotient(taken, every), _quotient(hits, events), _quotient(hits, taken))
-    return poisoned(curve, broken)
-
-
-def _quotient(part: jax.Array, whole: jax.Array) -> jax.Array:
-    return jnp.where(whole == 0, 0.0, part / jnp.where(whole == 0, 1.0, whole))
+    every, events = jnp.sum(weights), jnp.sum(of_class_1)
+    shares = scalars.share(taken, every), scalars.share(hits, events), scalars.share(hits, taken)
+    return poisoned(PolicyCosts(thresholds, scalars.share(spent, every.astype(matrix.dtype)), *shares), broken)

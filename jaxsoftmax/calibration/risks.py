@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
-from jaxsoftmax._core import arrays, checks
+from jaxsoftmax._core import arrays, checks, scalars
 from jaxsoftmax.calibration.inputs import poisoned, row_weights
 
 __all__ = ["SelectiveRisk", "selective_risk"]
@@ -119,7 +119,4 @@ def _curve(scores: jax.Array, losses: jax.Array, weights: jax.Array) -> tuple[ja
     total = jnp.max(accepted, initial=0.0)
     whole = jnp.where(total == 0, 1.0, total)
     risk = expected / jnp.where(accepted == 0, 1.0, accepted)
-    # By one opaque number for each row: by a single one the compiler divides as by its rounded reciprocal, and the
-    # coverage would not end at 1.
-    coverage = accepted / arrays.opaque(jnp.broadcast_to(whole, accepted.shape))
-    return coverage, risk, jnp.sum(weights * risk) / whole
+    return scalars.share(accepted, total), risk, jnp.sum(weights * risk) / whole
