@@ -395,9 +395,12 @@ def _log_ratio(axes: Axes, residuals: KLResiduals) -> jax.Array:
     A term is (exp(d_z) - exp(d_w)) / S_w where a is large, and where the class is absent in either.
     """
     model, target, model_absent, target_absent, gap = _gap(residuals)
-    apart = (jnp.abs(gap) > 0.5) | model_absent | target_absent
+    apart = (jnp.abs(gap) > 2.0) | model_absent | target_absent
     gap = jnp.where(apart, 0.0, gap)
-    terms = jnp.where(apart, jnp.exp(model) - jnp.exp(target), jnp.exp(target) * (gap + _beyond_linear(gap)))
+    small = jnp.abs(gap) < 0.5
+    near = jnp.where(small, gap, 0.0)
+    growth = jnp.where(small, near + _beyond_linear(near), jnp.exp(gap) - 1.0)
+    terms = jnp.where(apart, jnp.exp(model) - jnp.exp(target), jnp.exp(target) * growth)
     total = arrays.row_sum(terms, axes) * (1.0 / (1.0 + residuals.target_others))
     close = jnp.abs(total) < 0.5
     far = jnp.log1p(residuals.others) - jnp.log1p(residuals.target_others)
@@ -413,9 +416,9 @@ def _pair(residuals: KLResiduals) -> _Pair:
 
 
 def _beyond_linear(t: jax.Array) -> jax.Array:
-    """phi(t) = exp(t) - 1 - t for |t| <= 1/2, by its series."""
+    """phi(t) = exp(t) - 1 - t for |t| <= 1/2, by its series, long enough for the fourth derivative."""
     series = jnp.ones_like(t)
-    for n in range(9 if t.dtype == jnp.float32 else 14, 2, -1):
+    for n in range(11 if t.dtype == jnp.float32 else 18, 2, -1):
         series = 1.0 + t * (1.0 / n) * series
     return 0.5 * jnp.square(t) * series
 

@@ -298,9 +298,9 @@ def softmax_jacobian(scaled_by: Scaled, shift: jax.Array, total: jax.Array, vect
 def centre_of(scaled: jax.Array, total: jax.Array, vector: jax.Array, axes: Axes) -> jax.Array:
     """c = sum v w: the vector at the largest class where that class has more than half of the mass, else 0.
 
-    w is 1 for the largest class and falls to 0 within a millionth, so that even a near class does not blur c. That is
-    no more than logits differ that the compiler computes anew, so it must not do so with c: what one sum takes off and
-    another puts back has to be the same number.
+    w is 1 for the largest class and falls to 0 within a millionth, so that only a class as near as that blurs c. That
+    is no more than logits differ that the compiler computes anew, so it must not do so with c: what one sum takes off
+    and another puts back has to be the same number.
     """
     return arrays.opaque(arrays.row_sum(vector * _largest(scaled), axes) * arrays.positive(2.0 - total))
 

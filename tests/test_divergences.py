@@ -2,12 +2,14 @@
 
 import jax
 import jax.numpy as jnp
+import mpmath
 import numpy as np
 import optax
 import pytest
 import scipy.special
 
 import jaxsoftmax
+from jaxsoftmax import divergences
 from tests import oracles
 from tests.helpers import assert_contract, compiled, cotangents, hessian_products, masks, planted, value_and_gradients
 
@@ -326,3 +328,24 @@ def test_agreement_with_optax_and_scipy():
     )
     np.testing.assert_allclose(jaxsoftmax.kl_divergence(logits, other), scipy.special.rel_entr(q, p).sum(-1), rtol=1e-5)
     np.testing.assert_allclose(jaxsoftmax.entropy(logits, base=2), scipy.special.entr(p).sum(-1) / np.log(2), rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_the_series_and_its_derivatives(dtype):
+    """exp(t) - 1 - t, exp(t) - 1, and exp(t) three times, up to where the series ends."""
+    with jax.enable_x64(dtype == np.float64):
+        t = np.array([-0.5, -0.45, -0.2, 1e-3, 0.3, 0.49, 0.5], dtype)
+        small = mpmath.mp.clone()
+        small.dps = 40
+        wide = [small.mpf(float(x)) for x in t]
+        exact = [
+            [small.expm1(x) - x for x in wide],
+            [small.expm1(x) for x in wide],
+            *[[small.exp(x) for x in wide]] * 3,
+        ]
+        derivative = divergences._beyond_linear
+        for values in exact:
+            got = jax.vmap(derivative)(t)
+            error = [abs(small.mpf(float(g)) - e) / abs(e) for g, e in zip(got, values, strict=True)]
+            assert max(error) <= 4 * np.finfo(dtype).eps
+            derivative = jax.grad(derivative)

@@ -78,7 +78,7 @@ def fresh(x: jax.Array) -> jax.Array:
 
 
 def fresh_off_cpu(x: jax.Array) -> jax.Array:
-    """The same for a pass that is better off with what another one has written, but on an accelerator."""
+    """`fresh` on an accelerator and nothing on a CPU, for a pass that there gains from what another has written."""
     return x if jax.default_backend() == "cpu" else fresh(x)
 
 

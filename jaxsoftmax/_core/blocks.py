@@ -11,8 +11,9 @@ from jaxsoftmax._core import meshes
 
 __all__ = ["Batch", "Cut", "batch_of", "cut", "cut_of", "join", "most_rows"]
 
-# The bytes of a block of logits on a CPU, which wants it near its caches, and the rows that it has at least: a product
-# with the transposed kernel takes XLA up to twice the time per row in 64 rows and fewer, which an even cut can leave.
+# The bytes of a block of logits on a CPU, which wants it near its caches, and the rows that it may have however large
+# they are. In 64 and fewer a product with the transposed kernel takes XLA up to twice the time per row; of 193 rows and
+# more, blocks that are cut evenly have more than those.
 CPU_BYTES = 2**25
 CPU_ROWS = 88
 # On an accelerator each block reads the kernel twice and adds to a sum of its size, which takes as long as the products

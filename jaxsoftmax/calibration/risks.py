@@ -113,10 +113,9 @@ def _curve(scores: jax.Array, losses: jax.Array, weights: jax.Array) -> tuple[ja
     start = lax.cummax(jnp.where(new, place, 0))
     end = lax.cummin(jnp.where(last, place, size - 1), reverse=True)
     width = accepted[end] - before[start]
-    share = (accepted - before[start]) / jnp.where(width > 0, width, 1.0)
-    expected = lost_before[start] + (lost[end] - lost_before[start]) * share
+    passed = (accepted - before[start]) / jnp.where(width > 0, width, 1.0)
+    expected = lost_before[start] + (lost[end] - lost_before[start]) * passed
 
     total = jnp.max(accepted, initial=0.0)
-    whole = jnp.where(total == 0, 1.0, total)
     risk = expected / jnp.where(accepted == 0, 1.0, accepted)
-    return scalars.share(accepted, total), risk, jnp.sum(weights * risk) / whole
+    return scalars.share(accepted, total), risk, scalars.share(jnp.sum(weights * risk), total)
