@@ -293,7 +293,7 @@ def entropy_forward(axes: Axes, logits: Any, where: Any, temperature: Any) -> An
     residuals = DivergenceResiduals(
         logits, None, where, temperature, *arrays.excess(arrays.present(logits, where), axes, temperature)
     )
-    again = residuals._replace(shift=arrays.fresh_off_cpu(residuals.shift))
+    again = residuals._replace(shift=arrays.opaque_off_cpu(residuals.shift))
     return jnp.log1p(residuals.others) - _mean_logit(_entropy_scaled(again), residuals.others, axes), residuals
 
 
@@ -436,13 +436,13 @@ def kl_forward(axes: Axes, logits: Any, target_logits: Any, where: Any, temperat
     model = arrays.excess(arrays.present(logits, where), axes, temperature)
     target = arrays.excess(arrays.present(target_logits, where), axes, temperature)
     residuals = KLResiduals(logits, target_logits, where, temperature, *model, *target, None)
-    residuals = residuals._replace(log_ratio=_log_ratio(axes, _again(residuals, arrays.fresh)))
-    return arrays.row_sum(_kl_terms(_pair(_again(residuals, arrays.fresh_off_cpu))), axes), residuals
+    residuals = residuals._replace(log_ratio=_log_ratio(axes, _again(residuals, arrays.opaque)))
+    return arrays.row_sum(_kl_terms(_pair(_again(residuals, arrays.opaque_off_cpu))), axes), residuals
 
 
-def _again(residuals: KLResiduals, fresh: Callable[[jax.Array], jax.Array]) -> KLResiduals:
+def _again(residuals: KLResiduals, renew: Callable[[jax.Array], jax.Array]) -> KLResiduals:
     """The same for another pass over the logits."""
-    return residuals._replace(largest=fresh(residuals.largest), target_largest=fresh(residuals.target_largest))
+    return residuals._replace(largest=renew(residuals.largest), target_largest=renew(residuals.target_largest))
 
 
 def _kl_slopes(axes: Axes, pair: _Pair, target_others: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -290,9 +290,9 @@ def softmax_probabilities(scaled: jax.Array, total: jax.Array) -> jax.Array:
 
 def softmax_jacobian(scaled_by: Scaled, shift: jax.Array, total: jax.Array, vector: jax.Array, axes: Axes) -> jax.Array:
     """J v = p ((v - c) - sum p (v - c))."""
-    centre = centre_of(scaled_by(arrays.fresh(shift)), total, vector, axes)
+    centre = centre_of(scaled_by(arrays.opaque(shift)), total, vector, axes)
     mean = arrays.row_sum(jnp.exp(scaled_by(shift)) * (vector - centre), axes) * arrays.reciprocal(total)
-    return softmax_probabilities(scaled_by(arrays.fresh(shift)), total) * ((vector - arrays.fresh(centre)) - mean)
+    return softmax_probabilities(scaled_by(arrays.opaque(shift)), total) * ((vector - arrays.opaque(centre)) - mean)
 
 
 def centre_of(scaled: jax.Array, total: jax.Array, vector: jax.Array, axes: Axes) -> jax.Array:

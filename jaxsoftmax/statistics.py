@@ -228,7 +228,7 @@ def dense_forward(
     others = arrays.own_sum(jnp.exp(arrays.centred(values, largest, temperature)) * keep, axes)
     total = None
     if classes is not None:
-        scaled = arrays.centred(values, arrays.fresh(largest), temperature)
+        scaled = arrays.centred(values, arrays.opaque(largest), temperature)
         total = arrays.own_sum(jnp.where(jnp.isneginf(scaled), 0.0, scaled), axes)
     target, others, total, classes = meshes.packed_sum(axes, target.astype(largest.dtype), others, total, classes)
 

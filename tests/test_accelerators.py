@@ -34,7 +34,7 @@ def labels():
 
 
 def with_labels(loss):
-    return lambda x: loss(x, labels())
+    return lambda x: loss(x, labels()[: len(x)])
 
 
 # By name: ours, the plain expression, and of how many arrays of logits or probabilities.
@@ -73,13 +73,14 @@ def test_derivatives(name, monkeypatch):
         wide = jax.tree.map(np.float64, (args, direction))
         exact = jax.tree.map(np.asarray, jax.jit(functools.partial(everything, plain))(*wide))
     jax.tree.map(lambda a, e: np.testing.assert_allclose(a, e, rtol=1e-4, atol=2e-5), got, exact)
-    barriers = {}
-    for backend in ("gpu", "cpu"):
-        monkeypatch.setattr(jax, "default_backend", lambda backend=backend: backend)
-        jax.clear_caches()
-        program = jax.make_jaxpr(lambda *args: jax.vjp(ours, *args)[1])(*args)
-        barriers[backend] = str(program).count("optimization_barrier")
-    assert barriers["gpu"] >= barriers["cpu"] + 2  # of the numbers per row that the backward pass is given
+
+    def barriers(rows):
+        program = jax.make_jaxpr(lambda *args: jax.vjp(ours, *args)[1])(*(x[:rows] for x in args))
+        return str(program).count("optimization_barrier")
+
+    here = barriers(ROWS)
+    monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
+    assert here >= barriers(ROWS - 1) + 2  # of the numbers per row that the backward pass is given
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ axis is, and nothing is ever transposed.
 XLA:CPU runs a chain of max, subtract, divide, exp, min, multiply and sum as one kernel that writes no array of the size
 of the logits. A comparison, a select or a clamp (a minimum of a maximum, both with constants) in the chain breaks it,
 and so does a value (the row maximum, a constant, an exponential) that two kernels share. Hence arithmetic in place of
-masks, constants that differ between the forward and the backward pass, and `fresh` below.
+masks, constants that differ between the forward and the backward pass, and `opaque` below.
 """
 
 from collections.abc import Sequence
@@ -28,8 +28,6 @@ __all__ = [
     "divided",
     "excess",
     "finite",
-    "fresh",
-    "fresh_off_cpu",
     "from_inputs",
     "held",
     "inverse_temperature",
@@ -39,6 +37,7 @@ __all__ = [
     "no_class",
     "not_label",
     "opaque",
+    "opaque_off_cpu",
     "own_pick",
     "own_sum",
     "positive",
@@ -65,21 +64,17 @@ def common_dtype(a: Any, b: Any) -> Any:
 
 
 def opaque(x: jax.Array) -> jax.Array:
-    """The same numbers, of which the compiler knows nothing."""
+    """The same numbers as a new value, of which the compiler knows nothing.
+
+    A second reduction from opaque numbers per row shares nothing with the first. What two kernels share is written out,
+    and for the exponentials of a row that takes longer than to compute them.
+    """
     return lax.optimization_barrier(x)
 
 
-def fresh(x: jax.Array) -> jax.Array:
-    """The same per-row numbers as a new value, so that a second reduction shares nothing with the first.
-
-    What two kernels share is written out, and for the exponentials of a row that takes longer than to compute them.
-    """
-    return opaque(x)
-
-
-def fresh_off_cpu(x: jax.Array) -> jax.Array:
-    """`fresh` on an accelerator and nothing on a CPU, for a pass that there gains from what another has written."""
-    return x if jax.default_backend() == "cpu" else fresh(x)
+def opaque_off_cpu(x: jax.Array) -> jax.Array:
+    """`opaque` on an accelerator and nothing on a CPU, for a pass that there gains from what another has written."""
+    return x if jax.default_backend() == "cpu" else opaque(x)
 
 
 def row_sum(x: jax.Array, axes: Axes) -> jax.Array:

@@ -138,7 +138,7 @@ def _apart(residuals: Any, args: Any) -> Any:
     """
     inputs = {id(leaf) for leaf in jax.tree.leaves(args)}
     return jax.tree.map(
-        lambda leaf: checkpoint_name(leaf, "input") if id(leaf) in inputs else arrays.fresh_off_cpu(leaf), residuals
+        lambda leaf: checkpoint_name(leaf, "input") if id(leaf) in inputs else arrays.opaque_off_cpu(leaf), residuals
     )
 
 
