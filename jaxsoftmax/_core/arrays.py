@@ -292,8 +292,9 @@ def excess(logits: jax.Array, axes: Axes, temperature: jax.Array | None) -> tupl
     shift = row_max(logits, axes, constant=False)
     terms = jnp.exp(centred(logits, shift, temperature))
     constants = lax.stop_gradient(terms)
-    # min(e, 1 - e), with no number that backward passes have.
-    without_top = -own_sum(jnp.maximum(-constants, constants - 1.0), axes)
+    # 1 as a number of the row: backward passes have the constant, and what two kernels share is written out.
+    one = 1.0 + 0.0 * lax.stop_gradient(shift)
+    without_top = own_sum(jnp.minimum(constants, one - constants), axes)
     without_top, total = meshes.packed_sum(axes, without_top, own_sum(terms, axes))
     constant = lax.stop_gradient(total)
     value = jnp.maximum(without_top, jnp.minimum(constant - 1.0, 8.0 * constant - 11.2))
