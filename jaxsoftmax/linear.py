@@ -51,8 +51,8 @@ def linear_statistics(
         ignore_label: The one label whose rows do not count: they look like a certain label, target 0 and rest -inf, so
             that every objective gives 0, and their gradient is 0, whatever their features hold.
         num_classes: How many of the columns are classes; those that follow pad the kernel, and are absent.
-        block_size: Rows in a block. By default cut evenly, at most so many: on a CPU 88, or what 32 MiB of float32
-            logits hold if that is more; elsewhere 2 048 or what 256 MiB hold, but no more than D or what 512 MiB hold.
+        block_size: Rows in a block. By default cut evenly, at most so many: on a CPU what 40 MiB of float32 logits
+            hold, from 88 to 1 024; elsewhere 2 048 or what 256 MiB hold, but no more than D or what 512 MiB hold.
         precision: Of the matrix products, as `jax.lax.dot_general` takes it.
         axis_name: The mesh axis, or axes, over which the classes are split, inside of `jax.shard_map`: kernel, bias and
             where are each device's own columns, and labels count through all devices.
@@ -123,8 +123,8 @@ def linear_loss(
         logit_cap: Logits become cap · tanh(z / cap), before the temperature.
         ignore_label: The one label whose rows have weight 0.
         num_classes: How many of the columns are classes; those that follow pad the kernel, and are absent.
-        block_size: Rows in a block. By default cut evenly, at most so many: on a CPU 88, or what 32 MiB of float32
-            logits hold if that is more; elsewhere 2 048 or what 256 MiB hold, but no more than D or what 512 MiB hold.
+        block_size: Rows in a block. By default cut evenly, at most so many: on a CPU what 40 MiB of float32 logits
+            hold, from 88 to 1 024; elsewhere 2 048 or what 256 MiB hold, but no more than D or what 512 MiB hold.
         precision: Of the matrix products, as `jax.lax.dot_general` takes it.
         axis_name: The mesh axis, or axes, over which the classes are split, inside of `jax.shard_map`: kernel, bias and
             where are each device's own columns, and labels count through all devices.
@@ -220,8 +220,8 @@ def linear_cross_entropy(
         logit_cap: Logits become cap · tanh(z / cap), before the temperature.
         ignore_label: The one label whose rows have weight 0.
         num_classes: How many of the columns are classes; those that follow pad the kernel, and are absent.
-        block_size: Rows in a block. By default cut evenly, at most so many: on a CPU 88, or what 32 MiB of float32
-            logits hold if that is more; elsewhere 2 048 or what 256 MiB hold, but no more than D or what 512 MiB hold.
+        block_size: Rows in a block. By default cut evenly, at most so many: on a CPU what 40 MiB of float32 logits
+            hold, from 88 to 1 024; elsewhere 2 048 or what 256 MiB hold, but no more than D or what 512 MiB hold.
         precision: Of the matrix products, as `jax.lax.dot_general` takes it.
         axis_name: The mesh axis, or axes, over which the classes are split, inside of `jax.shard_map`: kernel, bias and
             where are each device's own columns, and labels count through all devices.

@@ -79,7 +79,11 @@ def _rows_tangent(options: DenseOptions, logits: Any, rows: Any, numbers: _Numbe
     return RowStatistics._make(jax.tree.map(lambda x: x[:, 0], outs))
 
 
-_ROWS = streams.RowRules(_rows_forward, _rows_backward, _rows_tangent)
+def _in_one_pass(options: DenseOptions) -> DenseOptions:
+    return options._replace(one_pass=True)
+
+
+_ROWS = streams.RowRules(_rows_forward, _rows_backward, _rows_tangent, _in_one_pass)
 
 
 def check_statics(function: str, temperature: Any, statics: Statics) -> None:

@@ -86,7 +86,8 @@ def test_derivatives(name, monkeypatch):
 @pytest.mark.parametrize(
     ("platform", "width", "classes", "rows"),
     [
-        ("cpu", 512, 32768, 256),
+        ("cpu", 512, 32768, 320),
+        ("cpu", 64, 8192, 1024),
         ("cpu", 256, 131072, 88),
         ("gpu", 2304, 256000, 2048),
         ("gpu", 4096, 128256, 2048),

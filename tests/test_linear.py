@@ -196,13 +196,13 @@ def test_padding_is_no_class():
     np.testing.assert_allclose(losses, math.log(507), rtol=1e-6)
 
 
-@pytest.mark.parametrize(("columns", "rows"), [(1, 19), (5, 20), (V - 1, 21), (V, 22)])
-def test_kernel_gradients_in_columns(columns, rows, monkeypatch):
-    """The tiles in which the kernel's gradient is summed, with and without a rest."""
+@pytest.mark.parametrize(("most", "columns", "rows"), [(7, 7, 19), (20, 14, 20), (V - 1, 21, 21), (V, V, 22)])
+def test_kernel_gradients_in_columns(most, columns, rows, monkeypatch):
+    """The even tiles in which the kernel's gradient is summed, of which the last one begins inside of its neighbour."""
     # A number of rows that no other test has, or what was traced with the true number of columns would be used again.
     features, kernel, bias, temperature, weights, labels = arguments(5.0)
     floats = [features[:rows], kernel, bias, temperature[:rows], weights[:rows]]
-    monkeypatch.setattr(streams, "LEAST_COLUMNS", columns)
+    monkeypatch.setattr(streams, "LEAST_COLUMNS", most)
     function = functools.partial(streamed, objectives.cross_entropy, "mean", 4)
     expected = gradients(functools.partial(dense, objectives.cross_entropy, "mean"), floats, labels[:rows])
     assert_close(compiled(function)(floats, labels[:rows]), expected, 2e-5)

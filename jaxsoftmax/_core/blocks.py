@@ -11,11 +11,12 @@ from jaxsoftmax._core import meshes
 
 __all__ = ["Batch", "Cut", "batch_of", "cut", "cut_of", "join", "most_rows"]
 
-# The bytes of a block of logits on a CPU, which wants it near its caches, and the rows that it may have however large
-# they are. In 64 and fewer a product with the transposed kernel takes XLA up to twice the time per row; of 193 rows and
-# more, blocks that are cut evenly have more than those.
-CPU_BYTES = 2**25
-CPU_ROWS = 88
+# The bytes of a block of logits on a CPU, which wants it near its caches, and the fewest and most rows of one. Each
+# block adds to the sum of the kernel's gradient, and in 64 rows and fewer a product with the transposed kernel takes
+# XLA up to twice the time per row (of 193 rows and more, blocks that are cut evenly have more); beyond the most nothing
+# is gained.
+CPU_BYTES = 5 * 2**23
+CPU_ROWS = 88, 1024
 # On an accelerator each block reads the kernel twice and adds to a sum of its size, which takes as long as the products
 # of some 300 to 600 rows: with so many rows it is a small part. Fewer are taken where a block would pass the second
 # number of bytes and also the sum, [D, V] in float32, that is there anyway; more where it stays below the first.
@@ -85,7 +86,8 @@ class Cut(NamedTuple):
 def most_rows(platform: str, width: int, classes: int) -> int:
     """The rows of a block of float32 logits, [D] times [D, V], that suit a device."""
     if platform == "cpu":
-        return max(CPU_ROWS, CPU_BYTES // (4 * classes))
+        fewest, most_of_all = CPU_ROWS
+        return max(fewest, min(most_of_all, CPU_BYTES // (4 * classes)))
     least, most = (size // (4 * classes) for size in ACCELERATOR_BYTES)
     return max(1, min(max(ACCELERATOR_ROWS, least), max(most, width)))
 
