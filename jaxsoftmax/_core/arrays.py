@@ -292,9 +292,12 @@ def excess(logits: jax.Array, axes: Axes, temperature: jax.Array | None) -> tupl
     shift = row_max(logits, axes, constant=False)
     terms = jnp.exp(centred(logits, shift, temperature))
     constants = lax.stop_gradient(terms)
-    # 1 as a number of the row: backward passes have the constant, and what two kernels share is written out.
-    one = 1.0 + 0.0 * lax.stop_gradient(shift)
-    without_top = own_sum(jnp.minimum(constants, one - constants), axes)
+    # min(e, 1 - e). On a CPU with 1 as a number of the row: what two kernels share is written out, and backward passes
+    # have the constant. Elsewhere such a number takes a kernel of its own.
+    if jax.default_backend() == "cpu":
+        without_top = own_sum(jnp.minimum(constants, 1.0 + 0.0 * lax.stop_gradient(shift) - constants), axes)
+    else:
+        without_top = -own_sum(jnp.maximum(-constants, constants - 1.0), axes)
     without_top, total = meshes.packed_sum(axes, without_top, own_sum(terms, axes))
     constant = lax.stop_gradient(total)
     value = jnp.maximum(without_top, jnp.minimum(constant - 1.0, 8.0 * constant - 11.2))

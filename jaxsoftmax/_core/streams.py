@@ -198,12 +198,13 @@ def _gradient_of_features(side: Side, dlogits: jax.Array, precision: Any) -> jax
 def _add_products(plan: Plan, sums: _Products, side: Side, dlogits: jax.Array) -> _Products:
     """Adds h^T dz in place; on a CPU so many columns at a time that no second array of the kernel's size is written.
 
-    There h^T is written out first: of rows that are few beside the classes XLA makes the product from it in two thirds
-    of the time. Elsewhere the products can add to what is there. Where JAX divides the work over a mesh, columns cut
-    from a split kernel would be gathered: there all at once, too.
+    There h^T is written out first, as wide as the sum: of rows that are few beside the classes XLA makes the product
+    from it in two thirds of the time. Elsewhere the products can add to what is there. Where JAX divides the work over
+    a mesh, columns cut from a split kernel would be gathered: there all at once, too.
     """
-    cpu, narrow = jax.default_backend() == "cpu", dlogits.astype(side.features.dtype)
-    features = arrays.opaque(side.features.T) if cpu else side.features.T
+    kernel, cpu = sums.kernel, jax.default_backend() == "cpu"
+    narrow = dlogits.astype(side.features.dtype)
+    features = arrays.opaque(side.features.T.astype(kernel.dtype)) if cpu else side.features.T
     depth, classes = side.kernel.shape
     most = max(LEAST_COLUMNS, features.shape[1] * classes // (4 * max(depth, 1)))
     parts = math.ceil(classes / most)
@@ -218,7 +219,6 @@ def _add_products(plan: Plan, sums: _Products, side: Side, dlogits: jax.Array) -
         there = lax.dynamic_slice_in_dim(total, start, columns, 1)
         return lax.dynamic_update_slice_in_dim(total, there + part, start, 1)
 
-    kernel = sums.kernel
     if not cpu or parts < 2 or meshes.devices_beside(side.features, side.kernel) > 1:
         kernel = kernel + _product(features, narrow, (1, 0), plan.precision, side.kernel)
     else:
