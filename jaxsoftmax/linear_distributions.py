@@ -181,7 +181,7 @@ def linear_kl_divergence(
         where: Which classes are present in both: boolean, [V].
         temperature: T ≥ 0 divides both; a scalar or one number per row. The usual factor T² is left to the caller.
         num_classes: How many of the columns are classes; those that follow pad the kernel, and are absent.
-        block_size: Rows in a block; by default half as many as in `linear_statistics`.
+        block_size: Rows in a block; by default as in `linear_statistics` for the classes of both sides together.
         precision: Of the matrix products, as `jax.lax.dot_general` takes it.
         axis_name: The mesh axis, or axes, over which the classes are split, inside of `jax.shard_map`: kernel, bias and
             where are each device's own columns, and labels count through all devices.

@@ -452,3 +452,19 @@ def test_losses_of_another_dtype():
     )
     value, slope = loss(features)
     assert value.dtype == slope.dtype == jnp.float32
+
+
+@pytest.mark.parametrize("reduction", ["sum", "none"])
+@pytest.mark.parametrize("bad", [np.inf, np.nan])
+def test_a_label_that_is_no_number_breaks_its_row(bad, reduction):
+    """Whatever the objective looks at, with its gradient and without."""
+    features, kernel, labels = jnp.ones((1, 4)), jnp.eye(4, 5), jnp.array([1])
+    bias = jnp.zeros(5).at[1].set(bad)
+    for objective in (lambda s: s.rest, lambda s: s.target, lambda s: jnp.maximum(s.rest, -9.0)):
+
+        def loss(features, objective=objective):
+            return jnp.sum(jaxsoftmax.linear_loss(objective, features, kernel, labels, bias=bias, reduction=reduction))
+
+        value, gradient = jax.value_and_grad(loss)(features)
+        assert np.isnan([loss(features), value]).all()
+        assert np.isnan(gradient).all()

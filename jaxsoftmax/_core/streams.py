@@ -78,9 +78,10 @@ def cut_of(inputs: Inputs, block_size: int | None) -> blocks.Cut:
 # Derivation. With z = h W + b, a block of rows at a time, and dz from the operation's own rule:
 #     dh = dz W^T        dW = sum over blocks of h^T dz        db = sum over rows of dz
 #     tangent of z = th W + h tW + tb
-# dz takes the dtype of the features, so that each product runs where the forward one did; products, dW and db
-# accumulate in float32 or wider. A row that does not count has its features at 0 and its cotangents at 0, whatever they
-# held, and a block without any that counts is passed over.
+# dz takes the dtype of the features, so that each product runs where the forward one did (on a CPU, which multiplies
+# nothing narrower, dW is a product of the same numbers in float32); products, dW and db accumulate in float32 or wider.
+# A row that does not count has its features at 0 and its cotangents at 0, whatever they held, and a block without any
+# that counts is passed over.
 
 
 class _Block(NamedTuple):
