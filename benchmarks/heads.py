@@ -20,6 +20,7 @@ import jaxsoftmax
 from benchmarks import harness
 
 __all__ = [
+    "BASES",
     "DENSE",
     "MEAN",
     "PER_ROW",
@@ -29,7 +30,6 @@ __all__ = [
     "TORCH",
     "TORCH_CHUNKED",
     "TORCH_TUNED",
-    "WRITTEN",
     "Head",
     "Truth",
     "compiled_step",
@@ -142,14 +142,17 @@ def bare_products(features: jax.Array, kernel: jax.Array, slopes: jax.Array) -> 
     bfloat16 these are the products that XLA makes of bfloat16 numbers; on a CPU and with few features a step that
     converts them to float32 first can be faster.
     """
-    gradients = product(slopes, kernel.T), product(features.T, slopes)
-    return jnp.max(product(features, kernel)), [g.astype(features.dtype) for g in gradients]
+    logits, gradients = written_products(features, kernel, slopes)
+    return jnp.max(logits), gradients
 
 
 def written_products(features: jax.Array, kernel: jax.Array, slopes: jax.Array) -> tuple:
     """The same three products with all that they give."""
     gradients = product(slopes, kernel.T), product(features.T, slopes)
     return product(features, kernel), [g.astype(features.dtype) for g in gradients]
+
+
+BASES: Mapping[str, Callable] = {PRODUCTS: bare_products, WRITTEN: written_products}
 
 
 def logit_slopes(head: Head) -> jax.Array:
@@ -165,9 +168,8 @@ def logit_slopes(head: Head) -> jax.Array:
 
 def compiled_step(name: str, head: Head) -> harness.Candidate:
     """A step in jax: its result is the loss and the gradients with respect to features and kernel."""
-    if name in (PRODUCTS, WRITTEN):
-        products = bare_products if name == PRODUCTS else written_products
-        return harness.compiled(products, head.features, head.kernel, logit_slopes(head))
+    if name in BASES:
+        return harness.compiled(BASES[name], head.features, head.kernel, logit_slopes(head))
     return harness.compiled(jax.value_and_grad(LOSSES[name], argnums=(0, 1)), *head.arguments)
 
 

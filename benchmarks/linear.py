@@ -11,7 +11,7 @@ import pathlib
 from collections.abc import Callable, Sequence
 
 from benchmarks import charts, harness, heads
-from benchmarks.heads import DENSE, MEAN, PER_ROW, PRODUCTS, TOKAMAX, TORCH_CHUNKED, WRITTEN
+from benchmarks.heads import BASES, DENSE, MEAN, PER_ROW, TOKAMAX, TORCH_CHUNKED
 
 SHAPES = ((2048, 512, 32768), (4096, 256, 50304), (1024, 256, 131072), (8192, 64, 8192))
 QUICK_SHAPES = ((256, 64, 2048), (128, 32, 8192))
@@ -22,8 +22,6 @@ EFFORT = {"least_rounds": 5, "budget_s": 10.0}
 TORCH_EFFORT = {"least_rounds": 3, "budget_s": 5.0}
 QUICK_EFFORT = {"least_rounds": 5, "budget_s": 0.1}
 QUICK_TORCH_EFFORT = {"least_rounds": 3, "budget_s": 0.1, "settle": True}
-
-BASES = (PRODUCTS, WRITTEN)
 
 # By shape, the most temporary memory that the library allows itself, as a share of what the whole logits take.
 MEMORY_SHARES = {(2048, 512, 32768): 1 / 8, (1024, 256, 131072): 1 / 16}

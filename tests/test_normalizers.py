@@ -87,10 +87,7 @@ def test_gaps_between_the_largest_and_the_next(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_logits_that_the_compiler_may_compute_anew(name):
-    """Logits from a layer norm in the same program: exact but for the tail that rounding the logits anew can move.
-
-    The plain gradient in float32 is itself up to 3e-4 from the exact one here.
-    """
+    """Logits from a layer norm in the same program: exact but for the tail that rounding the logits anew can move."""
     x = np.random.default_rng(5).standard_normal((64, 40)).astype(np.float32)
     scale = np.linspace(1.0, 30.0, 40, dtype=np.float32)
 
@@ -103,7 +100,7 @@ def test_logits_that_the_compiler_may_compute_anew(name):
     np.testing.assert_allclose(value, ours(name)(logits), rtol=2e-5, atol=1e-5)
     slope = jax.jit(jax.grad(lambda x: jnp.sum(jnp.sin(ours(name)(norm(x))))))(x)
     plain = jax.grad(lambda x: jnp.sum(jnp.sin(oracle_of(name)(norm(x)))))(x)
-    np.testing.assert_allclose(slope, plain, rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(slope, plain, rtol=1e-3, atol=2e-4)
 
 
 def test_the_gradient_of_softmax_of_two_classes():
