@@ -17,6 +17,9 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 # Tracing leaves much for the collector to walk through and little to collect: a tenth of the time by its thresholds.
 gc.set_threshold(50_000, 20, 50)
 
+# Where each operation was written is a twentieth of the time, and no test reads it in a compiled program.
+jax.config.update("jax_traceback_in_locations_limit", 0)
+
 # A suite of small functions is mostly compile time: keep every one of them.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     jax.config.update("jax_compilation_cache_dir", str(Path(__file__).parent.parent / ".jax_cache"))
