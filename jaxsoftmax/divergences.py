@@ -223,15 +223,19 @@ def _soft_forward(options: DivergenceOptions, logits: Any, targets: Any, where: 
     numbers = arrays.excess(capped(logits, where, options.logit_cap), axes, temperature)
     residuals = DivergenceResiduals(logits, targets, where, temperature, *numbers)
     scaled = _soft_scaled(options, residuals)
-    costs = _costs(targets.astype(scaled.dtype), scaled, jnp.log1p(residuals.others))
-    return arrays.row_sum(costs, axes), residuals
+    return _sum_of_costs(targets.astype(scaled.dtype), scaled, jnp.log1p(residuals.others), axes), residuals
 
 
-def _costs(targets: jax.Array, scaled: jax.Array, log_total: jax.Array) -> jax.Array:
-    """q (L - d), and 0 or inf, with derivatives 0, for an absent class without or with mass."""
+def _sum_of_costs(targets: jax.Array, scaled: jax.Array, log_total: jax.Array, axes: Axes) -> jax.Array:
+    """sum q (L - d); an absent class adds, with derivatives 0, 0 without mass and inf with it."""
     absence = arrays.absence(scaled)
     present = (4.0 - jnp.minimum(absence, 4.0)) * 0.25  # no constant that another kernel has
-    return targets * ((log_total - arrays.finite(scaled)) * present) + arrays.where_mass(targets, absence)
+    beyond, scaled = arrays.where_mass(targets, absence), arrays.finite(scaled)
+    if not arrays.sums_at_once(scaled, axes):
+        return arrays.row_sum(targets * ((log_total - scaled) * present) + beyond, axes)
+    sums = arrays.own_sums(targets * present, beyond - targets * (scaled * present), axes)
+    mass, costs = meshes.packed_sum(axes, *sums)
+    return mass * log_total + costs
 
 
 def _soft_backward(options: DivergenceOptions, residuals: DivergenceResiduals, cotangent: jax.Array) -> Any:
@@ -299,7 +303,7 @@ def entropy_forward(axes: Axes, logits: Any, where: Any, temperature: Any) -> An
 
 def _mean_logit(scaled: jax.Array, others: jax.Array, axes: Axes) -> jax.Array:
     """mu = sum p d, where absent classes have p = 0."""
-    return arrays.row_sum(jnp.exp(scaled) * arrays.held(scaled), axes) * (1.0 / (1.0 + others))
+    return arrays.mean_under(jnp.exp(scaled), arrays.held(scaled), 1.0 + others, axes)
 
 
 def _entropy_slopes(axes: Axes, scaled: jax.Array, others: jax.Array) -> jax.Array:

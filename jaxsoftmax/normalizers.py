@@ -291,7 +291,7 @@ def softmax_probabilities(scaled: jax.Array, total: jax.Array) -> jax.Array:
 def softmax_jacobian(scaled_by: Scaled, shift: jax.Array, total: jax.Array, vector: jax.Array, axes: Axes) -> jax.Array:
     """J v = p ((v - c) - sum p (v - c))."""
     centre = centre_of(scaled_by(arrays.opaque(shift)), total, vector, axes)
-    mean = arrays.row_sum(jnp.exp(scaled_by(shift)) * (vector - centre), axes) * arrays.reciprocal(total)
+    mean = arrays.mean_under(jnp.exp(scaled_by(shift)), vector - centre, total, axes)
     return softmax_probabilities(scaled_by(arrays.opaque(shift)), total) * ((vector - arrays.opaque(centre)) - mean)
 
 
@@ -352,7 +352,7 @@ def log_softmax_pull(scaled: jax.Array, others: jax.Array, cotangent: jax.Array,
     """The gradient by d of sum_j g_j log p_j, with `others` the excess S - 1."""
     terms, top = jnp.exp(scaled), arrays.near_top(scaled)
     cotangent = cotangent * arrays.above_bottom(scaled)
-    sums = arrays.own_sum(cotangent * (1.0 - top), axes), arrays.own_sum(cotangent * top, axes)
+    sums = arrays.own_sums(cotangent * (1.0 - top), cotangent * top, axes)
     below, above = meshes.packed_sum(axes, *sums)
     gradient = cotangent * (others + (1.0 - terms)) - terms * (below + (above - cotangent))
     return gradient * (1.0 / (1.0 + others))

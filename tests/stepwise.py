@@ -133,6 +133,10 @@ def _broadcast(x: np.ndarray, *, shape: Any, broadcast_dimensions: Any, **_: Any
     return np.broadcast_to(x.reshape([sizes.get(axis, 1) for axis in range(len(shape))]), shape)
 
 
+def _reshape(x: np.ndarray, *, new_sizes: Any, dimensions: Any, **_: Any) -> np.ndarray:
+    return (x if dimensions is None else x.transpose(dimensions)).reshape(new_sizes)
+
+
 def _slice(x: np.ndarray, *, start_indices: Any, limit_indices: Any, strides: Any) -> np.ndarray:
     return x[tuple(map(slice, start_indices, limit_indices, strides or [1] * x.ndim))]
 
@@ -146,7 +150,7 @@ OF_ARRAYS = {
     "name": lambda x, **_: x,
     "reduce_max": lambda x, *, axes, **_: x.max(axes),
     "reduce_sum": lambda x, *, axes, **_: x.sum(axes, dtype=x.dtype),
-    "reshape": lambda x, *, new_sizes, **_: x.reshape(new_sizes),
+    "reshape": _reshape,
     "slice": _slice,
     "squeeze": lambda x, *, dimensions: x.squeeze(dimensions),
     "transpose": lambda x, *, permutation: x.transpose(permutation),

@@ -68,6 +68,7 @@ def every_primitive(x, y):
         "integers": [numbers // 3, lax.div(numbers, 3 * jnp.ones_like(numbers)), numbers | 5],
         "choice": [jnp.where(truth[2], x, y), lax.select_n(x[0, 0] > 9, x, y)],
         "shape": [x.T, x.reshape(2, 3), x[1:, ::-1], lax.slice(x, (0, 0), (3, 2), (2, 1)), lax.squeeze(x[:1], (0,))],
+        "turned": lax.reshape(x, (2, 3), (1, 0)),
         "joined": [jnp.concatenate([x, y], 1), jnp.broadcast_to(x[:, :1, None], (3, 2, 4)), checkpoint_name(x, "x")],
         "sums": [x.sum(), x.sum(0), x.max(1), x @ y.T, jnp.einsum("ij,ik->jk", x, y), jnp.einsum("ij,ij->i", x, y)],
     }
