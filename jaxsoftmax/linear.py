@@ -3,8 +3,7 @@
 import dataclasses
 import functools
 import math
-import types
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -12,7 +11,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jaxsoftmax import objectives
-from jaxsoftmax._core import arrays, checks, meshes
+from jaxsoftmax._core import arrays, checks, closures, meshes
 from jaxsoftmax._core.meshes import AxisName
 from jaxsoftmax.linear_rows import Statics, check_statics, labelled, reduced, statistics_of_rows, without_mean
 from jaxsoftmax.statistics import RowStatistics
@@ -110,8 +109,9 @@ def linear_loss(
     "mean": Σᵢ wᵢ f(sᵢ) / Σᵢ wᵢ.  "sum": Σᵢ wᵢ f(sᵢ).  "none": wᵢ f(sᵢ).
 
     Args:
-        objective: f, from `RowStatistics` with fields [N] to losses [N], each a function of its own row alone. One of
-            `jaxsoftmax.objectives`, or yours; what it closes over is differentiated too.
+        objective: f, from `RowStatistics` with fields [B], of a block of rows, to losses [B], each a function of its
+            own row alone. One of `jaxsoftmax.objectives`, or yours; what it closes over is differentiated too. A number
+            for each row, as an advantage, goes into `weights`, or on the losses of reduction "none".
         features: h, [..., D], floating.
         kernel: W, [D, V], floating; a tied embedding is passed transposed.
         labels: [...], integers in [0, V).
@@ -151,7 +151,8 @@ def linear_loss(
         0 belong outside, on the losses of reduction "none". An objective that closes over what is differentiated or
         traced inside of `jax.shard_map`, or over anything on an explicit mesh, has its blocks computed again, too.
 
-        Outside of jit keep the objective: one that is made anew for every call is compiled for every call.
+        Outside of jit keep the objective: one that is made anew for every call is compiled for every call, and so is
+        one that reads more from the globals of its module than numbers, strings and functions.
 
     Example:
         >>> import jax.numpy as jnp, jaxsoftmax
@@ -170,15 +171,13 @@ def linear_loss(
     checks.choice(name, ("mean", "sum", "none"), reduction=reduction)
     if not callable(objective):
         checks.fail(TypeError, name, "objective must be a function of RowStatistics", objective=objective)
-    call = _loss_jit if _closes_over_nothing(objective) else _loss_call
-    if call is _loss_call:
-        given = objective
-
-        def objective(statistics: RowStatistics) -> jax.Array:  # what need not be hashable is a function from here on
-            return given(statistics)
-
     arrays_ = (features, kernel, labels, weights, bias, where, temperature, ())
-    return call(*arrays_, name=name, objective=objective, reduction=reduction, statics=statics)
+    options: Any = {"name": name, "reduction": reduction, "statics": statics}
+    constants = closures.constants_of(objective)
+    if constants is None:
+        # A function from here on, which can be hashed, whatever it was.
+        return _loss_call(*arrays_, objective=lambda statistics: objective(statistics), plain=False, **options)
+    return _loss_jit(*arrays_, objective=objective, constants=constants, **options)
 
 
 def linear_cross_entropy(
@@ -259,7 +258,7 @@ def linear_cross_entropy(
     options = tuple(option for option, on in zip((label_smoothing, z_loss), used, strict=True) if on)
     arrays_ = (features, kernel, labels, weights, bias, where, temperature, options)
     objective = _CrossEntropy(smoothing, *used)
-    return _loss_jit(*arrays_, name=name, objective=objective, reduction=reduction, statics=statics)
+    return _loss_jit(*arrays_, name=name, objective=objective, reduction=reduction, statics=statics, constants=())
 
 
 _jit = functools.partial(jax.jit, inline=True)
@@ -307,23 +306,6 @@ def _filled(statistics: RowStatistics) -> RowStatistics:
     return statistics._replace(mean=nothing, classes=nothing)
 
 
-def _closes_over_nothing(objective: Any) -> bool:
-    """Whether what was compiled for it can be remembered: a plain function, perhaps with numbers as fixed options."""
-    if isinstance(objective, _CrossEntropy):
-        return True
-    if isinstance(objective, functools.partial):
-        fixed = (*objective.args, *objective.keywords.values())
-        return _are_constants(fixed) and _closes_over_nothing(objective.func)
-    if not isinstance(objective, types.FunctionType):
-        return False
-    defaults = (*(objective.__defaults__ or ()), *(objective.__kwdefaults__ or {}).values())
-    return objective.__closure__ is None and _are_constants(defaults)
-
-
-def _are_constants(values: Iterable[Any]) -> bool:
-    return all(isinstance(value, int | float | str | None) for value in values)
-
-
 def _converted(
     objective: Callable[..., jax.Array], example: RowStatistics
 ) -> tuple[Callable[..., jax.Array], tuple[jax.Array, ...]]:
@@ -366,6 +348,7 @@ def _loss_call(
     objective: Callable[..., jax.Array],
     reduction: str,
     statics: Statics,
+    plain: bool,
 ) -> jax.Array:
     features, labels = checks.row_labels(name, labels, features)
     plan, inputs, batch = labelled(name, features, kernel, labels, bias, where, temperature, statics)
@@ -375,12 +358,18 @@ def _loss_call(
     dtype = arrays.compute_dtype(inputs.sides[0].features.dtype)
     options = tuple(jnp.asarray(option).astype(dtype) for option in options)
     example = _example(plan.cut.block, dtype)
-    shape = jax.eval_shape(objective, example, *options)
+    try:
+        shape = jax.eval_shape(objective, example, *options)
+    except (TypeError, ValueError) as error:
+        error.add_note(
+            f"jaxsoftmax.{name}: the objective sees a block of {plan.cut.block} rows at a time. Numbers of all rows "
+            'belong in weights, or on the losses of reduction="none".'
+        )
+        raise
     if getattr(shape, "shape", None) != (plan.cut.block,):
         checks.fail(ValueError, name, "objective must return one loss per row", objective=objective, losses=shape)
     if not _uses_mean(objective, example, options):
         inputs = without_mean(inputs)
-    plain = _closes_over_nothing(objective)
     # On an explicit mesh, too, the converted program of a closure would fit only the sharding that it was traced with.
     apart = reduction == "none" or (not plain and meshes.explicit_sharding(inputs.sides[0].features) is not None)
     if not apart and not plain:
@@ -396,4 +385,8 @@ def _loss_call(
     return reduced(plan, inputs, given, _OnRows(objective), options, reduction, batch, apart=apart)
 
 
-_loss_jit = _jit(_loss_call, static_argnames=("name", "objective", "reduction", "statics"))
+@functools.partial(_jit, static_argnames=("name", "objective", "reduction", "statics", "constants"))
+def _loss_jit(*arrays_: Any, constants: tuple[Any, ...], **options: Any) -> jax.Array:
+    """Compiled once for the objective and what it reads from globals."""
+    del constants
+    return _loss_call(*arrays_, plain=True, **options)

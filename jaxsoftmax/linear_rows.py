@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from jaxsoftmax._core import arrays, blocks, checks, meshes, streams
 from jaxsoftmax._core.meshes import Axes, AxisName
@@ -83,7 +84,12 @@ def _in_one_pass(options: DenseOptions) -> DenseOptions:
     return options._replace(one_pass=True)
 
 
-_ROWS = streams.RowRules(_rows_forward, _rows_backward, _rows_tangent, _in_one_pass)
+def _shown(statistics: RowStatistics, which: jax.Array) -> RowStatistics:
+    """Zeros, but the number of classes, which every row has: an objective may divide by it."""
+    return streams.zeros_where(which, statistics)._replace(classes=statistics.classes)
+
+
+_ROWS = streams.RowRules(_rows_forward, _rows_backward, _rows_tangent, _in_one_pass, _shown)
 
 
 def check_statics(function: str, temperature: Any, statics: Statics) -> None:
@@ -115,6 +121,13 @@ def labelled(
     number = ones_of(side.features) * jnp.sum(present.astype(arrays.compute_dtype(side.features.dtype)))
     inputs = inputs._replace(rows=(labels, temperature, number), counted=counted)
     return plan_of(_ROWS, DenseOptions(statics.axes, cap_of(statics), None), inputs, statics), inputs, batch
+
+
+def _streamed(plan: streams.Plan, inputs: streams.Inputs) -> Any:
+    """The operation on all rows; of statistics the number of classes in blocks that are passed over, too."""
+    outs = streams.streamed(plan, inputs)
+    known = isinstance(outs, RowStatistics) and not plan.mesh
+    return outs._replace(classes=inputs.rows[2]) if known else outs
 
 
 def without_absent(kernel: jax.Array, where: jax.Array) -> jax.Array:
@@ -152,9 +165,7 @@ def statistics_of_rows(
     features, labels = checks.row_labels(function, labels, features)
     plan, inputs, batch = labelled(function, features, kernel, labels, bias, where, temperature, statics)
     inputs = inputs if mean else without_mean(inputs)
-    statistics = streams.streamed(plan, inputs)
-    if not plan.mesh:  # a block that is passed over has them too
-        statistics = statistics._replace(classes=inputs.rows[2])
+    statistics = _streamed(plan, inputs)
     return _certain(statistics, inputs.counted), batch
 
 
@@ -188,6 +199,12 @@ def cap_of(statics: Statics) -> float | None:
     return None if statics.logit_cap is None else float(statics.logit_cap)
 
 
+def _unit(weights: jax.Array) -> jax.Array:
+    """The largest weight, a constant: gradients of logits in float16 hold no weights far from 1."""
+    largest = lax.stop_gradient(jnp.max(jnp.abs(weights), initial=0.0))
+    return jnp.where((largest > 0) & jnp.isfinite(largest), largest, 1.0)
+
+
 def reduced(
     plan: streams.Plan,
     inputs: streams.Inputs,
@@ -211,13 +228,14 @@ def reduced(
     if weights is not None or inputs.counted is not None:
         inputs = inputs._replace(counted=rows != 0)
     if apart:
-        outs = jax.tree.map(lambda x: jnp.where(rows == 0, 0.0, x), streams.streamed(plan, inputs))
+        outs = plan.rules.shown(_streamed(plan, inputs), rows == 0)
         losses = jnp.where(rows == 0, 0.0, rows * objective(outs, consts))
         if reduction == "none":
             return batch.back(losses)
         summed = jnp.sum(losses)
     else:
-        summed = streams.streamed_sum(plan, objective, inputs, rows, consts)
+        unit = _unit(rows) if weights is not None and features.dtype == jnp.float16 else 1.0
+        summed = unit * streams.streamed_sum(plan, objective, inputs, rows / unit, consts)
     if reduction == "sum":
         return summed
     # Divided here, not in the weights of the rows: gradients of logits in float16 would vanish.

@@ -433,10 +433,8 @@ _weighted_mean = rules.operation(_mean_forward, _mean_backward, _mean_tangent)
 def _weighted_mean_call(values: Any, weights: Any, *, axis_name: AxisName) -> jax.Array:
     values = checks.numeric("weighted_mean", values=values)
     dtype = arrays.compute_dtype(values.dtype)
-    if weights is None:
-        weights = jnp.ones(values.shape, dtype)
-    weights = checks.numeric("weighted_mean", weights=weights)
+    weights = jnp.ones(values.shape, dtype) if weights is None else checks.numeric("weighted_mean", weights=weights)
     checks.same_shape("weighted_mean", values=values, weights=weights)
     axes = Axes((), checks.mesh_axes("weighted_mean", axis_name, values=values))
     values, weights = meshes.split_alike(values, weights)
-    return _weighted_mean(axes, values, weights.astype(dtype))
+    return _weighted_mean(axes, values, weights.astype(arrays.common_dtype(dtype, weights.dtype)))

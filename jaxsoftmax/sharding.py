@@ -81,6 +81,7 @@ def sharded_linear_loss(
         block_size: int | None = None,
         precision: Any = None,
     ) -> jax.Array:
+        """The mean loss, a scalar that all devices have; the options are those of `jaxsoftmax.linear_loss`."""
         statics = Statics(logit_cap, ignore_label, num_classes, block_size, precision, splits[1] or None)
         check_statics(name, temperature, statics)
 
@@ -150,6 +151,7 @@ def sharded_linear_statistics(
         block_size: int | None = None,
         precision: Any = None,
     ) -> RowStatistics:
+        """The statistics of every row; the options are those of `jaxsoftmax.linear_statistics`."""
         statics = Statics(logit_cap, ignore_label, num_classes, block_size, precision, splits[1] or None)
         check_statics(name, temperature, statics)
 

@@ -444,6 +444,48 @@ def test_the_number_of_classes_in_every_block():
     np.testing.assert_array_equal(statistics.classes, V)
 
 
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("block", [1, N])
+def test_rows_that_do_not_count_have_classes(reduction, block):
+    """An objective may divide by their number, and its parameters have a gradient."""
+    features, kernel, *_ = arguments(1.0)
+    labels = np.where(np.arange(N) % 3 == 0, IGNORED, 1).astype(np.int32)
+    weights = np.where(np.arange(N) % 3 == 1, np.float32(0.0), np.float32(2.0))
+
+    def loss(scale):
+        options = {"weights": weights, "ignore_label": IGNORED, "reduction": reduction, "block_size": block}
+        return jnp.sum(
+            jaxsoftmax.linear_loss(
+                lambda s: scale * jnp.log(s.classes) / s.classes, features, kernel, labels, **options
+            )
+        )
+
+    counted = 1.0 if reduction == "mean" else 2.0 * np.sum((labels != IGNORED) & (weights != 0))
+    np.testing.assert_allclose(jax.value_and_grad(loss)(1.0), 2 * [counted * math.log(V) / V], rtol=1e-5)
+
+
+def test_a_mean_in_float16_has_weights_of_any_size():
+    """Gradients of logits in float16 hold numbers between 6e-8 and 65504; the size of the weights is not in them."""
+    features, kernel, *_ = arguments(1.0)
+    labels, weights = np.arange(N, dtype=np.int32) % V, 1.0 + np.arange(N, dtype=np.float32) % 3
+
+    def slope(size):
+        loss = functools.partial(jaxsoftmax.linear_cross_entropy, features.astype(jnp.float16), weights=size * weights)
+        return np.asarray(jax.grad(loss)(kernel, labels))
+
+    expected = slope(np.float32(1.0))
+    for size in (1e-9, 1e6, 1e30):
+        np.testing.assert_allclose(slope(np.float32(size)), expected, rtol=0, atol=1e-3 * np.max(np.abs(expected)))
+
+
+def test_an_objective_of_all_rows_is_told_about_blocks():
+    features, kernel, *_ = arguments(1.0)
+    advantages, labels = jnp.ones(N), np.zeros(N, np.int32)
+    with pytest.raises(TypeError) as failure:
+        jaxsoftmax.linear_loss(lambda s: advantages * s.log_prob, features, kernel, labels, block_size=3)
+    assert "jaxsoftmax.linear_loss: the objective sees a block of 3 rows at a time" in failure.value.__notes__[-1]
+
+
 def test_losses_of_another_dtype():
     """An objective may return half precision."""
     features, kernel, _, _, _, labels = arguments(1.0)

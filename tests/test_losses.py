@@ -483,6 +483,14 @@ def test_weighted_mean_takes_weights_of_any_type():
     assert many == 1
 
 
+def test_weighted_mean_of_wider_weights():
+    """Weights of float64 are not rounded to the dtype of the values, in which they may be inf."""
+    with jax.enable_x64(True):
+        mean = jaxsoftmax.weighted_mean(jnp.float32([1.0, 3.0]), jnp.array([1e60, 3e60]))
+    assert mean.dtype == jnp.float64
+    np.testing.assert_allclose(mean, 2.5, rtol=1e-12)
+
+
 def test_labels_of_64_bits_are_not_wrapped():
     """2**32 + 1 is no label, signed or not."""
     with jax.enable_x64(True):

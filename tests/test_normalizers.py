@@ -397,6 +397,17 @@ def test_empty_batch(name):
     value, gradient = value_and_gradients(ours(name), upstream(name, logits), [logits])
     assert value.shape == ((0, 5) if name in PER_CLASS else (0,))
     assert gradient.shape == (0, 5)
+    for temperature in (2.0, np.ones(0, np.float32), np.ones((0, 1), np.float32)):
+        assert getattr(jaxsoftmax, name)(logits, temperature=temperature).shape == value.shape
+
+
+def test_eight_bits_without_an_infinity():
+    """An absent class needs none of the logits' dtype."""
+    where = np.array([True, False, True])
+    for dtype in (jnp.float8_e4m3fn, jnp.float8_e5m2):
+        logits = jnp.array([[1.0, 8.0, 2.0]], dtype)
+        expected = jaxsoftmax.softmax(logits.astype(jnp.float32), where=where)
+        np.testing.assert_array_equal(jaxsoftmax.softmax(logits, where=where), expected.astype(dtype))
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -143,7 +143,9 @@ def _whole_numbers(function: str, name: str, value: ArrayLike) -> jax.Array:
 
 
 def _array(function: str, name: str, value: Any) -> jax.Array:
-    """Arrays and scalars; no list, which hides its dtype, and no other object."""
+    """Arrays, scalars and what stands for an array, as a parameter of Flax; no list, which hides its dtype."""
+    if not isinstance(value, jax.Array) and callable(convert := getattr(value, "__jax_array__", None)):
+        value = convert()
     if not isinstance(value, jax.Array | np.ndarray | np.generic | numbers.Number):
         fail(TypeError, function, f"{name} must be an array", **{name: value})
     return jnp.asarray(value)
@@ -268,7 +270,7 @@ def per_row(function: str, name: str, value: ArrayLike | None, logits: jax.Array
             **{name: converted},
             logits=logits,
         )
-    converted = converted.reshape(rows if converted.size > 1 else [1] * logits.ndim)
+    converted = converted.reshape(rows if converted.shape else [1] * logits.ndim)
     same_on_devices(function, axes.mesh, **{name: converted})
     converted = jnp.broadcast_to(converted.astype(arrays.compute_dtype(logits.dtype)), rows)
     return meshes.split_like(converted, logits)

@@ -180,11 +180,20 @@ def whole_along(x: jax.Array, axis: int) -> jax.Array:
 def for_product(features: jax.Array, kernel: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Features [..., D] and kernel [D, V], split on an explicit mesh so that each device can multiply what it has.
 
-    Sums over D stay on a device, and a mesh axis that splits the rows cannot split the classes.
+    Sums over D stay on a device, and a mesh axis that splits the rows cannot split the classes. Where one of them is on
+    no mesh, every device gets the whole of it.
     """
+    features, kernel = _beside(features, kernel), _beside(kernel, features)
     features, kernel = whole_along(features, -1), whole_along(kernel, 0)
     of_rows = {name for names in split_names(features) for name in names}
     return features, whole_along(kernel, 1) if of_rows & {*split_names(kernel)[1]} else kernel
+
+
+def _beside(x: jax.Array, other: jax.Array) -> jax.Array:
+    """x, on the explicit mesh of the other array; the gradient comes back to where x was."""
+    if explicit_sharding(x) is not None or explicit_sharding(other) is None:
+        return x
+    return x * jnp.ones_like(jnp.any(other == other)).astype(x.dtype)
 
 
 def split_names(x: jax.Array) -> tuple[tuple[str, ...], ...]:

@@ -22,8 +22,8 @@ def forward_mode() -> Iterator[None]:
     """Lets the operations of this package be differentiated in forward mode.
 
     Outside, every operation carries its backward rule by `jax.custom_vjp`, which keeps the least memory and which JAX
-    refuses to push forward (`jax.jvp`, `jax.jacfwd`, `jax.linearize`). Inside, every operation carries its tangent rule
-    by `jax.custom_jvp`, and all modes work, reverse mode included. Values are the same in both.
+    refuses to push forward (`jax.jvp`, `jax.jacfwd`, and what `jax.linearize` returns). Inside, every operation carries
+    its tangent rule by `jax.custom_jvp`, and all modes work, reverse mode included. Values are the same in both.
 
     The switch is read when a function is traced, and it is part of the cache key of `jax.jit`: a function compiled
     outside is traced anew inside, and the reverse. Use it as a context manager or as a decorator; it nests.

@@ -29,12 +29,19 @@ class RowRules(NamedTuple):
         backward: (options, logits, rows, numbers, cotangents of outs) -> (cotangents of logits, cotangents of rows).
         tangent: (options, logits, rows, numbers, tangents of logits, tangents of rows) -> tangents of outs.
         in_one_pass: options -> options for a forward and a backward pass on the same logits, one after the other.
+        shown: (outs, which) -> outs that an objective can take of rows that do not count; zeros.
     """
 
     forward: Callable[..., Any]
     backward: Callable[..., Any]
     tangent: Callable[..., Any]
     in_one_pass: Callable[[Any], Any] = lambda options: options
+    shown: Callable[[Any, jax.Array], Any] = lambda outs, which: zeros_where(which, outs)
+
+
+def zeros_where(which: jax.Array, values: Any) -> Any:
+    """Numbers per row, and 0 where told, whatever stood there."""
+    return jax.tree.map(lambda x: jnp.where(which, jnp.zeros((), x.dtype), x), values)
 
 
 class Plan(NamedTuple):
@@ -152,9 +159,7 @@ def _logits(plan: Plan, inputs: Inputs, features: tuple[jax.Array, ...]) -> tupl
 
 def _where_counted(counted: jax.Array | None, values: Any) -> Any:
     """Numbers per row, 0 where a row does not count."""
-    if counted is None:
-        return values
-    return jax.tree.map(lambda x: jnp.where(counted, x, jnp.zeros((), x.dtype)), values)
+    return values if counted is None else zeros_where(~counted, values)
 
 
 def _unless_empty(
@@ -439,11 +444,11 @@ def _sum_forward(static: _Structured, *leaves: Any) -> Any:
 
     def slopes(logits: Any, block: _Block, weights: Any, _: Any) -> Any:
         outs, numbers = plan.rules.forward(options, logits, block.rows)
-        # A row of weight 0 shows the objective zeros, so that no infinite loss of it meets the cotangent 0.
-        outs = jax.tree.map(lambda x: jnp.where(weights == 0, 0.0, x), outs)
+        # So that no infinite loss of a row of weight 0 meets the cotangent 0.
+        outs = plan.rules.shown(outs, weights == 0)
         losses, pull = jax.vjp(lambda outs, some: static.objective(outs, _with_floats(consts, some)), outs, floats)
         cotangents, dfloats = pull(weights)
-        cotangents = jax.tree.map(lambda c: jnp.where(weights == 0, 0.0, c), cotangents)
+        cotangents = zeros_where(weights == 0, cotangents)
         dlogits, drows = plan.rules.backward(options, logits, block.rows, numbers, cotangents)
         return dlogits, drows, losses, dfloats
 

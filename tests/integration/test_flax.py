@@ -59,3 +59,31 @@ def test_modules_and_forward_mode() -> None:
             value, slope = nnx.jit(lambda m, v: jax.jvp(m, (v,), (v,)))(module, x)
     np.testing.assert_allclose(value.sum(-1), np.ones(2), rtol=1e-6)
     np.testing.assert_allclose(slope.sum(-1), np.zeros(2), atol=1e-6)
+
+
+def test_parameters_stand_for_their_arrays() -> None:
+    """Parameters of a module, given as they are, in every place that takes an array."""
+    x, labels = jnp.array([[1.0, 2.0, 3.0]]), jnp.array([0])
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        module = nnx.Linear(3, 4, rngs=nnx.Rngs(0))
+        plain = jaxsoftmax.linear_cross_entropy(x, module.kernel[...], labels, bias=module.bias[...])
+
+        @nnx.jit
+        def loss_and_gradient(module: nnx.Module) -> tuple[jax.Array, nnx.State]:
+            def loss(m: nnx.Module) -> jax.Array:
+                return jaxsoftmax.linear_cross_entropy(x, m.kernel, labels, bias=m.bias)
+
+            return nnx.value_and_grad(loss)(module)
+
+        value, gradient = loss_and_gradient(module)
+        one, half, logits = nnx.Param(jnp.ones(3)), nnx.Param(jnp.array(0.5)), nnx.Param(x)
+        pairs = [
+            (value, plain),
+            (jaxsoftmax.softmax(logits, temperature=half), jaxsoftmax.softmax(x, temperature=0.5)),
+            (jaxsoftmax.cross_entropy(logits, labels, class_weights=one), jaxsoftmax.cross_entropy(x, labels)),
+            (jaxsoftmax.focal_loss(logits, labels, alpha=half), 0.5 * jaxsoftmax.focal_loss(x, labels)),
+            (jaxsoftmax.weighted_mean(logits), jnp.mean(x)),
+        ]
+    for actual, expected in pairs:
+        np.testing.assert_allclose(actual, expected, rtol=1e-6)
+    np.testing.assert_allclose(gradient.bias[...], gradient.kernel[...][0], rtol=1e-6)

@@ -283,3 +283,24 @@ HEADS_DIFFERENTLY: dict[str, tuple[Callable[..., Any], list[tuple[Any, Partition
 def test_heads_split_differently(name: str) -> None:
     """Batches of several axes, features and kernels along their depth, and one axis for rows and classes."""
     check_differently(*HEADS_DIFFERENTLY[name])
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_a_kernel_on_no_mesh(reduction: str) -> None:
+    """Parameters that were made before the explicit mesh, beside rows that are split over it, and the reverse."""
+    mesh = jax.make_mesh((8,), ("rows",), axis_types=(AxisType.Explicit,))
+
+    def loss(h: Any, w: Any, y: Any) -> jax.Array:
+        return jaxsoftmax.linear_cross_entropy(h, w, y, reduction=reduction, block_size=16).sum()
+
+    def put(x: Any, *spec: Any) -> jax.Array:
+        return jax.device_put(x, NamedSharding(mesh, PartitionSpec(*spec)))
+
+    expected = jax.grad(loss, (0, 1))(FEATURES, KERNEL, TOKENS)
+    with jax.set_mesh(mesh):
+        for given in (
+            (put(FEATURES, "rows"), KERNEL, put(TOKENS, "rows")),
+            (FEATURES, put(KERNEL, None, "rows"), put(TOKENS)),
+        ):
+            for gradient, exact in zip(jax.jit(jax.grad(loss, (0, 1)))(*given), expected, strict=True):
+                np.testing.assert_allclose(gradient, exact, rtol=0, atol=1e-6 * np.max(np.abs(exact)))
