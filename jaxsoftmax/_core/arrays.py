@@ -159,8 +159,8 @@ def divided(x: jax.Array, temperature: jax.Array | None) -> jax.Array:
     T is held above the smallest normal number, and where that is needed the quotient is multiplied by 2**126: then 0
     stays 0 and every other difference becomes -inf, which is the limit, without a select. A negative T makes NaN.
 
-    A custom_jvp does not outlive a `scan`: differentiated twice, JAX takes the plain derivative. So that one by T comes
-    from a term that is 0, whose -inf are held where 0 can be multiplied by them.
+    A custom_jvp does not outlive a `scan`: differentiated twice, JAX takes the plain derivative. That comes from a term
+    that is 0, in which no number is so large that it would not be.
     """
     return x if temperature is None else _divided(x, temperature)
 
@@ -168,13 +168,13 @@ def divided(x: jax.Array, temperature: jax.Array | None) -> jax.Array:
 @jax.custom_jvp
 def _divided(x: jax.Array, temperature: jax.Array) -> jax.Array:
     tiny = float(jnp.finfo(temperature.dtype).tiny)
-    inverse = inverse_temperature(jnp.where(temperature < 2.0**-62, lax.stop_gradient(temperature), temperature))
+    product = jnp.maximum(x, -(2.0**64)) * jnp.minimum(inverse_temperature(temperature), 2.0**62)
     temperature = opaque(lax.stop_gradient(temperature))  # a constant would be folded with the factor, and overflow
     huge = temperature > 2.0**100  # the compiler multiplies by 1 / T, which must not vanish: -inf times 0 is NaN
     bounded = jnp.clip(jnp.where(huge, temperature * 2.0**-24, temperature), tiny, 2.0**104)
     factor = jnp.where(temperature <= tiny, 2.0**126, jnp.where(huge, 2.0**-24, 1.0))
-    slope = jnp.maximum(x, -(2.0**64)) * (inverse - lax.stop_gradient(inverse))
-    return x / bounded * jnp.where(temperature >= 0, factor, jnp.nan) + slope
+    quotient = lax.stop_gradient(x) / bounded * jnp.where(temperature >= 0, factor, jnp.nan)
+    return quotient + (product - lax.stop_gradient(product))
 
 
 @_divided.defjvp

@@ -83,3 +83,17 @@ def test_second_derivatives(name, way):
         (by_other, extended(plain[2], 0)),
     ):
         np.testing.assert_allclose(got, exact, rtol=1e-4, atol=1e-5 * scale)
+
+
+@pytest.mark.parametrize("name", sorted(FUNCTIONS.keys() - {"log_softmax", "soft_cross_entropy", "kl_divergence"}))
+def test_second_derivatives_at_temperature_zero(name):
+    """0 by the temperature, and in a scan, where JAX takes plain derivatives, what they are outside of one.
+
+    The others are infinite there.
+    """
+    zero = np.zeros_like(TEMPERATURE)
+    outside, inside = (second_derivatives(name, way, LOGITS, zero, SHARES, LABELS) for way in ("vmap", "scan"))
+    assert not np.any(outside[1])
+    for got, exact in zip(inside, outside, strict=True):
+        assert np.all(np.isfinite(exact))
+        np.testing.assert_allclose(got, exact, rtol=1e-4, atol=1e-4)
