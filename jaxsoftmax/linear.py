@@ -362,8 +362,8 @@ def _loss_call(
         shape = jax.eval_shape(objective, example, *options)
     except (TypeError, ValueError) as error:
         error.add_note(
-            f"jaxsoftmax.{name}: the objective sees a block of {plan.cut.block} rows at a time. Numbers of all rows "
-            'belong in weights, or on the losses of reduction="none".'
+            f"jaxsoftmax.{name}: the objective sees a block of {plan.cut.block} rows at a time. Numbers of all rows, "
+            'if it takes some, belong in weights, or on the losses of reduction="none".'
         )
         raise
     if getattr(shape, "shape", None) != (plan.cut.block,):

@@ -85,19 +85,56 @@ def test_what_is_traced_may_come_through_a_global(reduction):
     np.testing.assert_allclose(loss(by_state, reduction), first, rtol=1e-6)
 
 
+def keys(objective):
+    """Without the code of the functions."""
+    return tuple(key for key in constants_of(objective) if isinstance(key, tuple))
+
+
+def with_attribute(statistics):
+    return -with_attribute.scale * statistics.log_prob
+
+
+with_attribute.scale = 2.0
+
+
+def with_import(statistics):
+    from tests import helpers
+
+    return len(helpers.SCALES) * statistics.log_prob
+
+
+by_python = jnp.frompyfunc(lambda x, y: SCALE * x * y, 2, 1)
+
+
+def by_made(statistics):
+    return by_python(statistics.log_prob, 1.0)
+
+
 def test_what_is_remembered():
     """Functions of libraries and of numbers alone are; what may hold state, or is made anew, is not."""
-    assert constants_of(by_number) == (("SCALE", float, 1.0),)
+    assert keys(by_number) == (("SCALE", float, "1.0"),)
+    for function in (jnp.add, jnp.where, jax.nn.relu, jnp.float32, np.exp, optax.huber_loss, jax.jit, abs):
+        assert constants_of(function) == (), function
     assert constants_of(jaxsoftmax.objectives.focal) == ()
-    assert constants_of(functools.partial(jaxsoftmax.objectives.focal, gamma=2.0)) == ()
-    assert constants_of(of_libraries) == (("jax", jax), ("jnp", jnp), ("np", np), ("optax", optax))
+    assert keys(functools.partial(jaxsoftmax.objectives.focal, gamma=2.0)) == (("gamma", float, "2.0"),)
+    assert keys(of_libraries) == (("jax", jax), ("jnp", jnp), ("np", np), ("optax", optax))
     for objective in (
         by_state,
         lambda statistics, *, state=STATE: state["scale"] * statistics.target,
         functools.partial(by_number, jnp.ones(())),
         jax.jit(by_number),
-        functools.wraps(by_number)(lambda statistics: by_state(statistics)),
+        with_attribute,
+        with_import,
+        by_made,
+        functools.wraps(jnp.exp)(lambda statistics: by_state(statistics)),
     ):
         assert constants_of(objective) is None
-    # 1 and True are equal and make programs of other dtypes.
-    assert constants_of(by_number) != (("SCALE", int, 1),)
+
+
+def test_equal_constants_are_told_apart(monkeypatch):
+    """1 and True make programs of other dtypes, and 0.0 is not -0.0."""
+    found = []
+    for value in (1, 1.0, True, 0.0, -0.0):
+        monkeypatch.setitem(globals(), "SCALE", value)
+        found.append(constants_of(by_number))
+    assert len(set(found)) == 5

@@ -136,7 +136,7 @@ def present(logits: jax.Array, where: jax.Array | None) -> jax.Array:
         logits = opaque(logits)
     if where is None:
         return logits
-    if np.isnan(float(np.asarray(np.inf, logits.dtype))):  # some of eight bits have no infinity
+    if not np.isinf(float(np.asarray(np.inf, logits.dtype))):  # some of eight bits and of four have no infinity
         logits = logits.astype(compute_dtype(logits.dtype))
     where = meshes.split_like(where.reshape((1,) * (logits.ndim - where.ndim) + where.shape), logits)
     return jnp.where(where, logits, jnp.asarray(-jnp.inf, logits.dtype))
@@ -160,7 +160,7 @@ def divided(x: jax.Array, temperature: jax.Array | None) -> jax.Array:
     stays 0 and every other difference becomes -inf, which is the limit, without a select. A negative T makes NaN.
 
     A custom_jvp does not outlive a `scan`: differentiated twice, JAX takes the plain derivative. That comes from a term
-    that is 0, in which no number is so large that it would not be.
+    that is 0, in which no number is so large that it would not be; by T below 2**-62 it is 0.
     """
     return x if temperature is None else _divided(x, temperature)
 
@@ -168,7 +168,8 @@ def divided(x: jax.Array, temperature: jax.Array | None) -> jax.Array:
 @jax.custom_jvp
 def _divided(x: jax.Array, temperature: jax.Array) -> jax.Array:
     tiny = float(jnp.finfo(temperature.dtype).tiny)
-    product = jnp.maximum(x, -(2.0**64)) * jnp.minimum(inverse_temperature(temperature), 2.0**62)
+    inverse = jnp.where(temperature < 2.0**-62, 0.0, 1.0 / jnp.maximum(temperature, 2.0**-62))
+    product = jnp.maximum(x, -(2.0**64)) * inverse
     temperature = opaque(lax.stop_gradient(temperature))  # a constant would be folded with the factor, and overflow
     huge = temperature > 2.0**100  # the compiler multiplies by 1 / T, which must not vanish: -inf times 0 is NaN
     bounded = jnp.clip(jnp.where(huge, temperature * 2.0**-24, temperature), tiny, 2.0**104)

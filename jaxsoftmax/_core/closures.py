@@ -4,7 +4,9 @@
 of its module, may have changed by the next call, or may be a tracer.
 """
 
+import dis
 import functools
+import sys
 import types
 from collections.abc import Iterator
 from typing import Any
@@ -17,8 +19,8 @@ LIBRARIES = ("builtins", "jax", "jaxlib", "jaxsoftmax", "math", "numpy", "optax"
 def constants_of(function: Any) -> tuple[Any, ...] | None:
     """What a function takes from globals, numbers, strings and functions, as a key; None where it may depend on more.
 
-    A function of one of the `LIBRARIES` depends on nothing, and one that is defined at the top of a module on the
-    globals that it names, through the functions that it calls, too.
+    What stands in a module of the `LIBRARIES` under its own name depends on nothing, and a function that is defined at
+    the top of a module on the globals that it names, through the functions that it calls, too.
     """
     try:
         return tuple(_constants(function, set()))
@@ -32,41 +34,50 @@ class _DependsOnMore(Exception):
 
 def _constants(function: Any, seen: set[int]) -> Iterator[Any]:
     if isinstance(function, functools.partial):
-        _check_all_constant((*function.args, *function.keywords.values()))
+        yield from _keys(dict(enumerate(function.args)) | function.keywords)
         yield from _constants(function.func, seen)
         return
     if id(function) in seen or _of_library(function):
         return
-    if not isinstance(function, types.FunctionType) or function.__closure__ is not None:
+    if not isinstance(function, types.FunctionType) or function.__closure__ is not None or function.__dict__:
         raise _DependsOnMore
     seen.add(id(function))
-    _check_all_constant((*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()))
+    yield function.__code__
+    yield from _keys(dict(enumerate(function.__defaults__ or ())) | (function.__kwdefaults__ or {}))
     for name in sorted(_names_in(function.__code__) & function.__globals__.keys()):
         value = function.__globals__[name]
-        if _is_constant(value):
-            yield name, type(value), value
+        if type(value) in _CONSTANTS:
+            yield from _keys({name: value})
         else:
             yield name, value  # another function may take its name
             yield from _constants(value, seen)
 
 
-def _names_in(code: types.CodeType) -> set[str]:
+@functools.lru_cache(maxsize=256)
+def _names_in(code: types.CodeType) -> frozenset[str]:
     """All names that may be globals, in functions inside of it, too; names of attributes are among them."""
+    if any(instruction.opname == "IMPORT_NAME" for instruction in dis.get_instructions(code)):
+        raise _DependsOnMore
     inner = (_names_in(const) for const in code.co_consts if isinstance(const, types.CodeType))
-    return set(code.co_names).union(*inner)
+    return frozenset(code.co_names).union(*inner)
 
 
 def _of_library(value: Any) -> bool:
-    """A module of the libraries, or a function or class that one of them defines."""
-    defined = value.__name__ if isinstance(value, types.ModuleType) else getattr(value, "__module__", None)
-    callable_ = isinstance(value, types.ModuleType) or callable(value)
-    return callable_ and isinstance(defined, str) and defined.partition(".")[0] in LIBRARIES
+    """Whether a library has it under its own name, and not something that was made from a function of the user's."""
+    if isinstance(value, types.ModuleType):
+        return value.__name__.partition(".")[0] in LIBRARIES and sys.modules.get(value.__name__) is value
+    module, name = getattr(value, "__module__", None), getattr(value, "__name__", None)
+    if not (isinstance(module, str) and isinstance(name, str) and module.partition(".")[0] in LIBRARIES):
+        return False
+    return getattr(sys.modules.get(module), name, None) is value
 
 
-def _is_constant(value: Any) -> bool:
-    return isinstance(value, int | float | str | None)
+_CONSTANTS = (bool, int, float, str, types.NoneType)
 
 
-def _check_all_constant(values: tuple[Any, ...]) -> None:
-    if not all(map(_is_constant, values)):
-        raise _DependsOnMore
+def _keys(values: dict[Any, Any]) -> Iterator[Any]:
+    """The constants, told apart where they are equal, as 1 and True, or 0.0 and -0.0."""
+    for name, value in values.items():
+        if type(value) not in _CONSTANTS:
+            raise _DependsOnMore
+        yield name, type(value), repr(value)
