@@ -233,8 +233,7 @@ def _sum_of_costs(targets: jax.Array, scaled: jax.Array, log_total: jax.Array, a
     beyond, scaled = arrays.where_mass(targets, absence), arrays.finite(scaled)
     if not arrays.sums_at_once(scaled, axes):
         return arrays.row_sum(targets * ((log_total - scaled) * present) + beyond, axes)
-    sums = arrays.own_sums(targets * present, beyond - targets * (scaled * present), axes)
-    mass, costs = meshes.packed_sum(axes, *sums)
+    mass, costs = arrays.row_sums(targets * present, beyond - targets * (scaled * present), axes)
     return mass * log_total + costs
 
 

@@ -352,8 +352,7 @@ def log_softmax_pull(scaled: jax.Array, others: jax.Array, cotangent: jax.Array,
     """The gradient by d of sum_j g_j log p_j, with `others` the excess S - 1."""
     terms, top = jnp.exp(scaled), arrays.near_top(scaled)
     cotangent = cotangent * arrays.above_bottom(scaled)
-    sums = arrays.own_sums(cotangent * (1.0 - top), cotangent * top, axes)
-    below, above = meshes.packed_sum(axes, *sums)
+    below, above = arrays.row_sums(cotangent * (1.0 - top), cotangent * top, axes)
     gradient = cotangent * (others + (1.0 - terms)) - terms * (below + (above - cotangent))
     return gradient * (1.0 / (1.0 + others))
 

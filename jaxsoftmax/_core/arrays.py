@@ -43,7 +43,6 @@ __all__ = [
     "opaque_off_cpu",
     "own_pick",
     "own_sum",
-    "own_sums",
     "positive",
     "present",
     "quotient",
@@ -51,6 +50,7 @@ __all__ = [
     "reciprocal",
     "row_max",
     "row_sum",
+    "row_sums",
     "sum_to",
     "sums_at_once",
     "to_inputs",
@@ -106,9 +106,10 @@ def sums_at_once(x: jax.Array, axes: Axes) -> bool:
     return short and jax.default_backend() == "cpu" and meshes.explicit_sharding(x) is None
 
 
-def own_sums(x: jax.Array, y: jax.Array, axes: Axes) -> tuple[jax.Array, jax.Array]:
-    """`own_sum` of two arrays of one shape."""
-    return _sums_at_once(axes, x, y) if sums_at_once(x, axes) else (own_sum(x, axes), own_sum(y, axes))
+def row_sums(x: jax.Array, y: jax.Array, axes: Axes) -> tuple[jax.Array, jax.Array]:
+    """`row_sum` of two arrays of one shape, in one message where devices share a row."""
+    own = _sums_at_once(axes, x, y) if sums_at_once(x, axes) else (own_sum(x, axes), own_sum(y, axes))
+    return meshes.packed_sum(axes, *own)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
@@ -338,10 +339,10 @@ def excess(logits: jax.Array, axes: Axes, temperature: jax.Array | None) -> tupl
     # have the constant. Elsewhere such a number takes a kernel of its own.
     if jax.default_backend() == "cpu":
         one = 1.0 + 0.0 * lax.stop_gradient(shift)
-        without_top, total = own_sums(jnp.minimum(constants, one - constants), terms, axes)
+        without_top, total = row_sums(jnp.minimum(constants, one - constants), terms, axes)
     else:
-        without_top, total = -own_sum(jnp.maximum(-constants, constants - 1.0), axes), own_sum(terms, axes)
-    without_top, total = meshes.packed_sum(axes, without_top, total)
+        less, total = row_sums(jnp.maximum(-constants, constants - 1.0), terms, axes)
+        without_top = -less
     constant = lax.stop_gradient(total)
     value = jnp.maximum(without_top, jnp.minimum(constant - 1.0, 8.0 * constant - 11.2))
     return shift, value + (total - constant)  # the derivatives are those of S, whichever sum has the digits
@@ -351,7 +352,7 @@ def mean_under(terms: jax.Array, values: jax.Array, total: jax.Array, axes: Axes
     """sum p x, with p the terms over their total, which two sums at once find anew."""
     products = terms * values
     if sums_at_once(products, axes):
-        sums, total = meshes.packed_sum(axes, *own_sums(products, terms, axes))
+        sums, total = row_sums(products, terms, axes)
     else:
         sums = row_sum(products, axes)
     return sums * reciprocal(total)

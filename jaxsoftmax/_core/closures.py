@@ -64,12 +64,15 @@ def _names_in(code: types.CodeType) -> frozenset[str]:
 
 def _of_library(value: Any) -> bool:
     """Whether a library has it under its own name, and not something that was made from a function of the user's."""
+    name = getattr(value, "__name__", None)
     if isinstance(value, types.ModuleType):
-        return value.__name__.partition(".")[0] in LIBRARIES and sys.modules.get(value.__name__) is value
-    module, name = getattr(value, "__module__", None), getattr(value, "__name__", None)
-    if not (isinstance(module, str) and isinstance(name, str) and module.partition(".")[0] in LIBRARIES):
-        return False
-    return getattr(sys.modules.get(module), name, None) is value
+        return _library(name) is value
+    return isinstance(name, str) and getattr(_library(getattr(value, "__module__", None)), name, None) is value
+
+
+def _library(name: Any) -> types.ModuleType | None:
+    """The module of that name, where it is one of the libraries'."""
+    return sys.modules.get(name) if isinstance(name, str) and name.partition(".")[0] in LIBRARIES else None
 
 
 _CONSTANTS = (bool, int, float, str, types.NoneType)

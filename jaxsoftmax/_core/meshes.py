@@ -147,7 +147,7 @@ def split_like(x: jax.Array, like: jax.Array) -> jax.Array:
         sizes = zip(sharding.spec, x.shape, like.shape, strict=True)
         return _split(x, sharding.mesh, [entry if own == size else None for entry, own, size in sizes])
     over = tuple(a for a, (own, size) in enumerate(zip(x.shape, like.shape, strict=True)) if own == 1 and size != 1)
-    return x * jnp.ones_like(jnp.any(like == like, axis=over, keepdims=True)).astype(x.dtype)
+    return _times_ones(x, jnp.any(like == like, axis=over, keepdims=True))
 
 
 def split_alike(x: jax.Array, other: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -193,7 +193,12 @@ def _beside(x: jax.Array, other: jax.Array) -> jax.Array:
     """x, on the explicit mesh of the other array; the gradient comes back to where x was."""
     if explicit_sharding(x) is not None or explicit_sharding(other) is None:
         return x
-    return x * jnp.ones_like(jnp.any(other == other)).astype(x.dtype)
+    return _times_ones(x, jnp.any(other == other))
+
+
+def _times_ones(x: jax.Array, on_mesh: jax.Array) -> jax.Array:
+    """x, which is on no mesh, on that of the other array, and its gradient on none."""
+    return x * jnp.ones_like(on_mesh).astype(x.dtype)
 
 
 def split_names(x: jax.Array) -> tuple[tuple[str, ...], ...]:

@@ -454,7 +454,7 @@ def _sum_forward(static: _Structured, *leaves: Any) -> Any:
 
     gradients, losses, dfloats = _scan_gradients(plan, inputs, slopes, floats, weights)
     dconsts = _with_floats(tuple(None for _ in consts), dfloats, of=consts)
-    losses = jnp.where(weights == 0, 0.0, losses)
+    losses = zeros_where(weights == 0, losses)
     return jnp.sum(_weighted(weights, losses)), _SumResiduals(_Summed(gradients, losses, dconsts), leaves)
 
 
