@@ -28,7 +28,7 @@ GRADIENT = "value and gradient"
 EAGER = "eager"
 NORMALIZERS = ("softmax", "log_softmax", "logsumexp")
 
-SHAPES = ((4096, 1000), (1024, 32000), (65536, 10), (16, 8, 128, 128))
+SHAPES = ((4096, 1000), (1024, 32000), (512, 50304), (65536, 10), (16, 8, 128, 128))
 QUICK_SHAPES = ((256, 1000), (32, 32000), (4096, 10))
 DTYPES = ("float32", "bfloat16")
 # Arguments of `harness.sample`.

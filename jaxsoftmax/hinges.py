@@ -120,7 +120,7 @@ def _hinge_slopes(options: _HingeOptions, gaps: _Gaps, margin: jax.Array) -> jax
     """u_j."""
     if options.variant == "crammer_singer":
         candidates = lax.stop_gradient(_candidates(gaps))
-        largest = meshes.largest_of(jnp.max(candidates, axis=options.axes.one, keepdims=True), options.axes)
+        largest = meshes.largest_of(jnp.max(candidates, axis=options.axes.dims, keepdims=True), options.axes)
         best = 1.0 - arrays.positive(largest - candidates)
         share = 1.0 / arrays.row_sum(best, options.axes)
         return best * jnp.where(margin + largest > 0, share, 0.0)
@@ -138,12 +138,12 @@ def _hinge_forward(options: _HingeOptions, *args: Any) -> Any:
         slopes = _hinge_slopes(options, gaps, margin)
         loss = arrays.row_sum(slopes * jnp.maximum(margin + gaps.gap, 0.0), axes)
     else:
-        loss = jnp.maximum(margin + jnp.max(_candidates(gaps), axis=axes.one, keepdims=True), 0.0)
+        loss = jnp.maximum(margin + jnp.max(_candidates(gaps), axis=axes.dims, keepdims=True), 0.0)
     # Maxima may pass over a NaN; this sum is 0, or NaN where the row holds NaN or inf.
     values = arrays.finite(arrays.present(residuals.logits, residuals.where).astype(loss.dtype))
     loss = loss + arrays.row_sum(values - values, axes)
     loss = jnp.where(jnp.isneginf(gaps.target), jnp.inf, loss)
-    valid = arrays.is_class(residuals.labels, residuals.logits.shape[axes.one], axes)
+    valid = arrays.is_class(residuals.labels, axes.size(residuals.logits), axes)
     loss = jnp.where(valid, loss, jnp.nan)
     if options.ignore_label is not None:
         loss = jnp.where(residuals.labels == options.ignore_label, 0.0, loss)
@@ -176,7 +176,7 @@ def _hinge_tangent(options: _HingeOptions, residuals: _HingeResiduals, tangents:
     return along + by_margin * tangents[3]
 
 
-_hinge = rules.operation(_hinge_forward, _hinge_backward, _hinge_tangent)
+_hinge = rules.on_rows(_hinge_forward, _hinge_backward, _hinge_tangent)
 
 
 @functools.partial(jax.jit, inline=True, static_argnames=("axis", "variant", "ignore_label", "axis_name"))

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 from jax.typing import ArrayLike
 
-from jaxsoftmax._core import blocks, checks, meshes, streams
+from jaxsoftmax._core import blocks, checks, meshes, row_rules, streams
 from jaxsoftmax._core.meshes import Axes, AxisName
 from jaxsoftmax.divergences import (
     DivergenceOptions,
@@ -24,7 +24,6 @@ from jaxsoftmax.linear_rows import (
     Statics,
     cap_of,
     check_statics,
-    column,
     inputs_of,
     plan_of,
     reduced,
@@ -232,21 +231,21 @@ def _entropy_residuals(
     options: DivergenceOptions, logits: Any, rows: Any, numbers: _EntropyNumbers
 ) -> DivergenceResiduals:
     values = capped(logits[0], None, options.logit_cap)
-    return DivergenceResiduals(values, None, None, column(rows[0]), *map(column, numbers))
+    return DivergenceResiduals(values, None, None, rows[0], *numbers)
 
 
 def _entropy_rows_forward(options: DivergenceOptions, logits: Any, rows: Any) -> Any:
     values = capped(logits[0], None, options.logit_cap)
-    out, kept = entropy_forward(options.axes, values, None, column(rows[0]))
-    return out[:, 0], _EntropyNumbers(kept.shift[:, 0], kept.others[:, 0])
+    out, kept = entropy_forward(options.axes, values, None, rows[0])
+    return out, _EntropyNumbers(kept.shift, kept.others)
 
 
 def _entropy_rows_backward(options: DivergenceOptions, logits: Any, rows: Any, numbers: Any, cotangent: Any) -> Any:
     residuals = _entropy_residuals(options, logits, rows, numbers)
-    dlogits, _, dtemperature = entropy_backward(options.axes, residuals, cotangent[:, None])
+    dlogits, _, dtemperature = entropy_backward(options.axes, residuals, cotangent)
     if options.logit_cap is not None:
         dlogits = dlogits * cap_slope(logits[0], None, options.logit_cap)
-    return (dlogits,), (None if dtemperature is None else dtemperature[:, 0],)
+    return (dlogits,), (dtemperature,)
 
 
 def _entropy_rows_tangent(
@@ -254,10 +253,10 @@ def _entropy_rows_tangent(
 ) -> Any:
     residuals = _entropy_residuals(options, logits, rows, numbers)
     tangent = along[0] if options.logit_cap is None else along[0] * cap_slope(logits[0], None, options.logit_cap)
-    return entropy_tangent(options.axes, residuals, (tangent, None, column(trows[0])))[:, 0]
+    return entropy_tangent(options.axes, residuals, (tangent, None, trows[0]))
 
 
-_ENTROPY = streams.RowRules(_entropy_rows_forward, _entropy_rows_backward, _entropy_rows_tangent)
+_ENTROPY = row_rules.by_columns(_entropy_rows_forward, _entropy_rows_backward, _entropy_rows_tangent)
 
 
 class _KLNumbers(NamedTuple):
@@ -271,26 +270,26 @@ class _KLNumbers(NamedTuple):
 
 
 def _kl_residuals(logits: Any, rows: Any, numbers: _KLNumbers) -> KLResiduals:
-    return KLResiduals._make((*logits, None, column(rows[0]), *map(column, numbers)))
+    return KLResiduals._make((*logits, None, rows[0], *numbers))
 
 
 def _kl_rows_forward(axes: Axes, logits: Any, rows: Any) -> Any:
     student, teacher = logits
-    out, kept = kl_forward(axes, student, teacher, None, column(rows[0]))
+    out, kept = kl_forward(axes, student, teacher, None, rows[0])
     numbers = (kept.largest, kept.others, kept.target_largest, kept.target_others, kept.log_ratio)
-    return out[:, 0], _KLNumbers._make(x[:, 0] for x in numbers)
+    return out, _KLNumbers._make(numbers)
 
 
 def _kl_rows_backward(axes: Axes, logits: Any, rows: Any, numbers: Any, cotangent: Any) -> Any:
-    *dlogits, _where, dtemperature = kl_backward(axes, _kl_residuals(logits, rows, numbers), cotangent[:, None])
-    return tuple(dlogits), (None if dtemperature is None else dtemperature[:, 0],)
+    *dlogits, _where, dtemperature = kl_backward(axes, _kl_residuals(logits, rows, numbers), cotangent)
+    return tuple(dlogits), (dtemperature,)
 
 
 def _kl_rows_tangent(axes: Axes, logits: Any, rows: Any, numbers: Any, along: Any, trows: Any) -> Any:
-    return kl_tangent(axes, _kl_residuals(logits, rows, numbers), (*along, None, column(trows[0])))[:, 0]
+    return kl_tangent(axes, _kl_residuals(logits, rows, numbers), (*along, None, trows[0]))
 
 
-_KL = streams.RowRules(_kl_rows_forward, _kl_rows_backward, _kl_rows_tangent)
+_KL = row_rules.by_columns(_kl_rows_forward, _kl_rows_backward, _kl_rows_tangent)
 
 
 _jit = functools.partial(jax.jit, inline=True)

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
-from jaxsoftmax._core import arrays, checks, meshes, streams
+from jaxsoftmax._core import arrays, checks, meshes, row_rules, streams
 from jaxsoftmax._core.meshes import Axes, AxisName
-from jaxsoftmax.linear_rows import Statics, cap_of, check_statics, column, inputs_of, plan_of
+from jaxsoftmax.linear_rows import Statics, cap_of, check_statics, inputs_of, plan_of
 from jaxsoftmax.losses import weighted_mean
 from jaxsoftmax.statistics import capped
 
@@ -160,8 +160,10 @@ def _top_k(
         checks.fail(ValueError, function, f"k must lie in [1, {classes}], the number of classes", k=k)
 
     def function_of_block(logits: Any, block: Any, _: Any) -> Any:
-        values, scale = capped(logits[0], None, cap_of(statics)), column(block.rows[0])
-        largest, others = arrays.excess(values, axes, scale)
+        values = capped(logits[0], None, cap_of(statics))
+        class_axes, shown = row_rules.seen(axes, values)
+        numbers = arrays.excess(shown(values), class_axes, shown(block.rows[0]))
+        largest, others, scale = jax.tree.map(lambda x: x[:, None], (*row_rules.per_row(numbers), block.rows[0]))
         best, indices = _best(values, k, axes)
         return indices, arrays.centred(best, largest, scale) - jnp.log1p(others)
 

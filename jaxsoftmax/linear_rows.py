@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxsoftmax._core import arrays, blocks, checks, meshes, streams
+from jaxsoftmax._core import arrays, blocks, checks, meshes, row_rules, streams
 from jaxsoftmax._core.meshes import Axes, AxisName
 from jaxsoftmax.statistics import (
     DenseOptions,
@@ -50,34 +50,25 @@ class _Numbers(NamedTuple):
     classes: jax.Array | None
 
 
-def column(x: Any) -> Any:
-    return None if x is None else x[:, None]
-
-
 def _residuals(logits: Any, rows: Any, numbers: _Numbers) -> DenseResiduals:
-    labels, temperature, _ = map(column, rows)
-    largest, target, others, classes = map(column, numbers)
-    return DenseResiduals(logits[0], labels, None, classes, temperature, largest, target, others)
+    (values,), (labels, temperature, _), (largest, target, others, classes) = logits, rows, numbers
+    return DenseResiduals(values, labels, None, classes, temperature, largest, target, others)
 
 
 def _rows_forward(options: DenseOptions, logits: Any, rows: Any) -> Any:
-    (values,), (labels, temperature, classes) = logits, map(column, rows)
+    (values,), (labels, temperature, classes) = logits, rows
     outs, kept = dense_forward(options, values, labels, None, classes, temperature)
-    numbers = _Numbers(kept.largest, kept.target, kept.others, kept.classes)
-    outs, numbers = jax.tree.map(lambda x: x[:, 0], (outs, numbers))
-    return RowStatistics._make(outs), numbers
+    return RowStatistics._make(outs), _Numbers(kept.largest, kept.target, kept.others, kept.classes)
 
 
 def _rows_backward(options: DenseOptions, logits: Any, rows: Any, numbers: _Numbers, cotangents: Any) -> Any:
-    wide = tuple(map(column, cotangents))
-    dlogits, _, _, _, dtemperature = dense_backward(options, _residuals(logits, rows, numbers), wide)
-    return (dlogits,), (None, None if dtemperature is None else dtemperature[:, 0], None)
+    dlogits, _, _, _, dtemperature = dense_backward(options, _residuals(logits, rows, numbers), cotangents)
+    return (dlogits,), (None, dtemperature, None)
 
 
 def _rows_tangent(options: DenseOptions, logits: Any, rows: Any, numbers: _Numbers, along: Any, trows: Any) -> Any:
-    tangents = (along[0], None, None, None, column(trows[1]))
-    outs = dense_tangent(options, _residuals(logits, rows, numbers), tangents)
-    return RowStatistics._make(jax.tree.map(lambda x: x[:, 0], outs))
+    tangents = (along[0], None, None, None, trows[1])
+    return RowStatistics._make(dense_tangent(options, _residuals(logits, rows, numbers), tangents))
 
 
 def _in_one_pass(options: DenseOptions) -> DenseOptions:
@@ -86,10 +77,18 @@ def _in_one_pass(options: DenseOptions) -> DenseOptions:
 
 def _shown(statistics: RowStatistics, which: jax.Array) -> RowStatistics:
     """Zeros, but the number of classes, which every row has: an objective may divide by it."""
-    return streams.zeros_where(which, statistics)._replace(classes=statistics.classes)
+    return row_rules.zeros_where(which, statistics)._replace(classes=statistics.classes)
 
 
-_ROWS = streams.RowRules(_rows_forward, _rows_backward, _rows_tangent, _in_one_pass, _shown)
+_ROWS = row_rules.by_columns(
+    _rows_forward,
+    _rows_backward,
+    _rows_tangent,
+    whole_forward=lambda options: options.one_pass,
+    whole_backward=True,
+    in_one_pass=_in_one_pass,
+    shown=_shown,
+)
 
 
 def check_statics(function: str, temperature: Any, statics: Statics) -> None:
@@ -190,7 +189,7 @@ def ones_of(features: jax.Array) -> jax.Array:
     return meshes.split_like(ones, features)[:, 0]
 
 
-def plan_of(rules: streams.RowRules | None, options: Any, inputs: streams.Inputs, statics: Statics) -> streams.Plan:
+def plan_of(rules: row_rules.RowRules | None, options: Any, inputs: streams.Inputs, statics: Statics) -> streams.Plan:
     cut = streams.cut_of(inputs, statics.block_size)
     return streams.Plan(rules, options, cut, statics.precision, statics.axes.mesh)
 

@@ -322,7 +322,8 @@ def _softmax_forward(axes: Axes, logits: Any, where: Any, temperature: Any) -> A
     shift = arrays.row_max(values, axes)
     total = arrays.row_sum(jnp.exp(arrays.centred(values, shift, temperature)), axes)
     residuals = _Residuals(logits, where, temperature, shift, total)
-    return softmax_probabilities(residuals.scaled(shift), total).astype(logits.dtype), residuals
+    scaled = residuals.scaled(arrays.anew(shift, logits, axes))
+    return softmax_probabilities(scaled, total).astype(logits.dtype), residuals
 
 
 def _softmax_backward(axes: Axes, residuals: _Residuals, cotangent: jax.Array) -> Any:
@@ -338,7 +339,7 @@ def _softmax_tangent(axes: Axes, residuals: _Residuals, tangents: Any) -> jax.Ar
     return softmax_push(scaled, residuals.total, vector, axes).astype(residuals.logits.dtype)
 
 
-_softmax = rules.operation(_softmax_forward, _softmax_backward, _softmax_tangent)
+_softmax = rules.on_rows(_softmax_forward, _softmax_backward, _softmax_tangent)
 
 
 def _log_softmax_forward(axes: Axes, logits: Any, where: Any, temperature: Any) -> Any:
@@ -378,7 +379,7 @@ def _log_softmax_tangent(axes: Axes, residuals: _Residuals, tangents: Any) -> ja
     return log_softmax_push(scaled, residuals.total, vector, axes).astype(residuals.logits.dtype)
 
 
-_log_softmax = rules.operation(_log_softmax_forward, _log_softmax_backward, _log_softmax_tangent)
+_log_softmax = rules.on_rows(_log_softmax_forward, _log_softmax_backward, _log_softmax_tangent)
 
 
 class _SumResiduals(NamedTuple):
@@ -456,7 +457,7 @@ def _logsumexp_tangent(axes: Axes, residuals: _SumResiduals, tangents: Any) -> j
     return jnp.where(residuals.total == 0, 0.0, tangent).astype(residuals.logits.dtype)
 
 
-_logsumexp = rules.operation(_logsumexp_forward, _logsumexp_backward, _logsumexp_tangent)
+_logsumexp = rules.on_rows(_logsumexp_forward, _logsumexp_backward, _logsumexp_tangent, whole_backward=True)
 
 
 def _smooth_max_forward(axes: Axes, logits: Any, where: Any, temperature: Any) -> Any:
@@ -486,4 +487,4 @@ def _smooth_max_tangent(axes: Axes, residuals: _Residuals, tangents: Any) -> jax
     return (tangent + by_temperature * tangents[2]).astype(residuals.logits.dtype)
 
 
-_smooth_max = rules.operation(_smooth_max_forward, _smooth_max_backward, _smooth_max_tangent)
+_smooth_max = rules.on_rows(_smooth_max_forward, _smooth_max_backward, _smooth_max_tangent)

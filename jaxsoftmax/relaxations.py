@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
-from jaxsoftmax._core import arrays, checks, rules
+from jaxsoftmax._core import arrays, checks, folds, rules
 from jaxsoftmax._core.meshes import Axes
 from jaxsoftmax.normalizers import softmax_jacobian, softmax_probabilities, softmax_push
 
@@ -154,8 +154,8 @@ def _gumbel_forward(options: _Options, key: Any, logits: Any, where: Any, temper
     residuals = _Residuals(key, logits, where, temperature, shift, total)
     if options.hard:
         # A row without any class has total 0, a broken one NaN; neither has a largest class.
-        first = jnp.argmax(perturbed, axis=axes.one, keepdims=True)
-        chosen = arrays.is_label(first, logits, axes).astype(total.dtype)
+        first = jnp.argmax(folds.in_one_row(perturbed, axes), axis=axes.one, keepdims=True)
+        chosen = arrays.is_label(first.reshape(total.shape), logits, axes).astype(total.dtype)
         hard = jnp.where(jnp.isnan(total), jnp.nan, jnp.where(total == 0, 0.0, chosen))
         sample = _with_slope_of(softmax_probabilities(residuals.scaled(residuals.shift), total), hard)
     else:
@@ -182,7 +182,7 @@ def _gumbel_tangent(options: _Options, residuals: _Residuals, tangents: Any) -> 
     return softmax_push(scaled, residuals.total, vector, options.axes).astype(residuals.logits.dtype)
 
 
-_gumbel = rules.operation(_gumbel_forward, _gumbel_backward, _gumbel_tangent)
+_gumbel = rules.on_rows(_gumbel_forward, _gumbel_backward, _gumbel_tangent)
 
 
 @functools.partial(jax.jit, inline=True, static_argnames=("axis", "hard"))

@@ -232,7 +232,7 @@ def _others(options: DenseOptions, terms: jax.Array, logits: jax.Array, labels: 
 def dense_forward(
     options: DenseOptions, logits: Any, labels: Any, where: Any, classes: Any, temperature: Any
 ) -> tuple[Any, DenseResiduals]:
-    axes, size = options.axes, logits.shape[options.axes.one]
+    axes, size = options.axes, options.axes.size(logits)
     values = capped(logits, where, options.logit_cap)
     largest = arrays.row_max(values, axes)
 
@@ -290,7 +290,7 @@ def _with_label(
     and a quotient, unlike a product, is not computed anew for each of its uses. In one pass there is no such product.
     """
     axes = options.axes
-    if options.one_pass or logits.shape[axes.one] > FEW_CLASSES:
+    if options.one_pass or axes.size(logits) > FEW_CLASSES:
         return jnp.where(arrays.is_label(labels, logits, axes), at_label, terms * raised * slope)
     keep = arrays.not_label(labels, logits, axes, terms.dtype)
     label = 1.0 - keep
@@ -347,4 +347,4 @@ def dense_tangent(options: DenseOptions, residuals: DenseResiduals, tangents: An
     return (*out, None if classes is None else jnp.zeros_like(classes))
 
 
-_dense = rules.operation(dense_forward, dense_backward, dense_tangent)
+_dense = rules.on_rows(dense_forward, dense_backward, dense_tangent, whole_backward=True)

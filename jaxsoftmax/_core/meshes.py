@@ -52,6 +52,10 @@ class Axes(NamedTuple):
         """The class axis where there is just one."""
         return self.dims[0]
 
+    def size(self, x: Any) -> int:
+        """The classes of an array, on each device."""
+        return math.prod(x.shape[a] for a in self.dims)
+
     def classes(self, size: int) -> int:
         """The classes on all devices, with so many on each."""
         return size * math.prod(lax.axis_size(name) for name in self.mesh)

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jax.dtypes import float0
 
-from jaxsoftmax._core import arrays, meshes, scalars
+from jaxsoftmax._core import arrays, folds, meshes, scalars
 
-__all__ = ["elementwise", "forward_mode", "operation", "vary_alike"]
+__all__ = ["elementwise", "forward_mode", "on_rows", "operation", "vary_alike"]
 
 _forward_mode = jax.make_user_context(False)
 
@@ -92,6 +92,52 @@ def operation(
         return (by_tangent if _forward_mode.value else by_backward)(options, *args)
 
     return call
+
+
+def on_rows(
+    forward: Callable[..., Any],
+    backward: Callable[..., Any],
+    tangent: Callable[..., Any],
+    *,
+    whole_backward: bool = False,
+) -> Callable[..., Any]:
+    """`operation` on rows of logits, which its rules see with two class axes where they are long (see `folds`).
+
+    The options are the class axes, or have them; arguments, residuals and outputs have the rank of the logits. With
+    `whole_backward` the backward rule is given its rows as they are: one that sums nothing, or what is written out
+    anyway, is faster so, for what comes of a folded row is not written in its place.
+    """
+
+    def fold_of(options: Any, arrays: Any) -> Any:
+        return folds.fold_of(folds.axes_of(options), max(jax.tree.leaves(arrays), key=jnp.size))
+
+    def folded(rule: Callable[..., Any], fold: folds.Fold, options: Any, *given: Any) -> Any:
+        return rule(folds.with_axes(options, fold.axes), *jax.tree.map(fold.into, given))
+
+    @functools.wraps(forward)
+    def forward_rule(options: Any, *args: Any) -> Any:
+        fold = fold_of(options, args)
+        if fold is None:
+            return forward(options, *args)
+        seen = jax.tree.map(fold.into, args)
+        out, residuals = forward(folds.with_axes(options, fold.axes), *seen)
+        # The arguments among the residuals are the very arrays that were given.
+        given = {id(x): arg for x, arg in zip(*map(jax.tree.leaves, (seen, args)), strict=True)}
+        return jax.tree.map(fold.back, out), jax.tree.map(lambda x: given.get(id(x), fold.back(x)), residuals)
+
+    def backward_rule(options: Any, residuals: Any, cotangent: Any) -> Any:
+        fold = fold_of(options, residuals)
+        if fold is None or whole_backward:
+            return backward(options, residuals, cotangent)
+        return jax.tree.map(fold.back, folded(backward, fold, options, residuals, cotangent))
+
+    def tangent_rule(options: Any, residuals: Any, tangents: Any) -> Any:
+        fold = fold_of(options, residuals)
+        if fold is None:
+            return tangent(options, residuals, tangents)
+        return jax.tree.map(fold.back, folded(tangent, fold, options, residuals, tangents))
+
+    return operation(forward_rule, backward_rule, tangent_rule)
 
 
 def elementwise(

@@ -1,8 +1,8 @@
 """Operations on rows of logits that are never there as a whole: features times kernel, a block of rows at a time.
 
-An operation on rows is three rules on the logits of one block, [B, V] (`RowRules`). `streamed` makes of it an operation
-on features and kernels whose backward pass computes the blocks again. `streamed_sum` adds a loss per row, as a function
-of the operation's outputs, and computes the gradients while it has the logits of a block in hand.
+An operation on rows is three rules on the logits of one block, [B, V] (`row_rules`). `streamed` makes of it an
+operation on features and kernels whose backward pass computes the blocks again. `streamed_sum` adds a loss per row, as
+a function of the operation's outputs, and computes the gradients while it has the logits of a block in hand.
 """
 
 import functools
@@ -15,33 +15,11 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxsoftmax._core import arrays, blocks, meshes, rules
+from jaxsoftmax._core.row_rules import zeros_where
 
-__all__ = ["Inputs", "Plan", "RowRules", "Side", "cut_of", "logits_of", "map_blocks", "streamed", "streamed_sum"]
+__all__ = ["Inputs", "Plan", "Side", "cut_of", "logits_of", "map_blocks", "streamed", "streamed_sum"]
 
 LEAST_COLUMNS = 2048
-
-
-class RowRules(NamedTuple):
-    """Rules on tuples of logits [B, V], one for each side, and of rows, arrays of one number per row, [B], or None.
-
-    Attributes:
-        forward: (options, logits, rows) -> (outs, numbers), both tuples of [B], or None in their place.
-        backward: (options, logits, rows, numbers, cotangents of outs) -> (cotangents of logits, cotangents of rows).
-        tangent: (options, logits, rows, numbers, tangents of logits, tangents of rows) -> tangents of outs.
-        in_one_pass: options -> options for a forward and a backward pass on the same logits, one after the other.
-        shown: (outs, which) -> outs that an objective can take of rows that do not count; zeros.
-    """
-
-    forward: Callable[..., Any]
-    backward: Callable[..., Any]
-    tangent: Callable[..., Any]
-    in_one_pass: Callable[[Any], Any] = lambda options: options
-    shown: Callable[[Any, jax.Array], Any] = lambda outs, which: zeros_where(which, outs)
-
-
-def zeros_where(which: jax.Array, values: Any) -> Any:
-    """Numbers per row, and 0 where told, whatever stood there."""
-    return jax.tree.map(lambda x: jnp.where(which, jnp.zeros((), x.dtype), x), values)
 
 
 class Plan(NamedTuple):

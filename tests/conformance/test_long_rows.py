@@ -1,0 +1,67 @@
+"""Operations on rows that are folded, as long ones are on a CPU: the laws again, with two classes for a long row."""
+
+import contextlib
+import re
+
+import jax
+import pytest
+
+import jaxsoftmax
+from jaxsoftmax._core import folds
+from tests.conformance import laws
+from tests.conformance.operations import OPERATIONS
+
+NAMES = (
+    "softmax",
+    "log_softmax",
+    "logsumexp",
+    "smooth_max",
+    "row_statistics",
+    "cross_entropy",
+    "cross_entropy_capped",
+    "hinge_loss",
+    "weston_watkins",
+    "soft_cross_entropy",
+    "kl_divergence",
+    "entropy",
+    "gumbel_softmax",
+    "gumbel_softmax_hard",
+    "linear_statistics",
+    "linear_cross_entropy",
+    "linear_entropy",
+    "linear_kl_divergence",
+)
+# In custom_vjp reverse mode and both ways of a second derivative; in custom_jvp all first derivatives.
+WAYS = [("higher_order", False), ("first_order", True)]
+
+
+@pytest.fixture(scope="module")
+def folded():
+    """Rows of three classes and more are long. What was traced with others is forgotten, before and after."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(folds, "LONGEST", 2)
+        patch.setattr(folds, "SHORTEST", 2)
+        jax.clear_caches()
+        yield
+    jax.clear_caches()
+
+
+@pytest.mark.usefixtures("folded")
+@pytest.mark.parametrize(("law", "forward"), WAYS, ids=["custom_vjp", "custom_jvp"])
+@pytest.mark.parametrize("name", NAMES)
+def test_law(name, law, forward):
+    operation = OPERATIONS[name]
+    with jaxsoftmax.forward_mode() if forward else contextlib.nullcontext():
+        actual = laws.evaluate(law, operation, operation.function, forward)
+    expected = laws.expected(law, operation)
+    wrong = {key: laws.differences(actual[key], expected[key]) for key in actual}
+    assert not {key: value for key, value in wrong.items() if not value <= laws.TOLERANCES[law]}
+
+
+@pytest.mark.usefixtures("folded")
+@pytest.mark.parametrize("name", NAMES)
+def test_rows_are_folded(name):
+    """There are arrays of so many rows of two times two classes, which the laws are about."""
+    operation = OPERATIONS[name]
+    program = jax.make_jaxpr(operation.function)(*operation.args)
+    assert re.search(r"f32\[[1-9],2,2\]", str(program))
