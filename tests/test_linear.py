@@ -2,6 +2,7 @@
 
 import functools
 import math
+import re
 
 import jax
 import jax.numpy as jnp
@@ -196,18 +197,26 @@ def test_padding_is_no_class():
     np.testing.assert_allclose(losses, math.log(507), rtol=1e-6)
 
 
-@pytest.mark.parametrize(("most", "columns", "rows"), [(7, 7, 19), (20, 14, 20), (V - 1, 21, 21), (V, V, 22)])
-def test_kernel_gradients_in_columns(most, columns, rows, monkeypatch):
-    """The even tiles in which the kernel's gradient is summed, of which the last one begins inside of its neighbour."""
+@pytest.mark.parametrize(
+    ("few", "most", "columns", "rows"),
+    [(0, 7, 7, 19), (0, 20, 14, 20), (0, V - 1, 21, 21), (0, V, V, 22), (128, 7, 7, 17), (128, 20, 14, 18)],
+)
+def test_gradients_in_columns(few, most, columns, rows, monkeypatch):
+    """The even tiles in which the kernel's gradient is summed, of which the last one begins inside of its neighbour.
+
+    Where rows are few the features' gradient is summed over the same tiles.
+    """
     # A number of rows that no other test has, or what was traced with the true number of columns would be used again.
     features, kernel, bias, temperature, weights, labels = arguments(5.0)
     floats = [features[:rows], kernel, bias, temperature[:rows], weights[:rows]]
-    monkeypatch.setattr(streams, "LEAST_COLUMNS", most)
+    for name, value in {"LEAST_COLUMNS": most, "FEW_ROWS": few, "PART": 1}.items():
+        monkeypatch.setattr(streams, name, value)
     function = functools.partial(streamed, objectives.cross_entropy, "mean", 4)
     expected = gradients(functools.partial(dense, objectives.cross_entropy, "mean"), floats, labels[:rows])
     assert_close(compiled(function)(floats, labels[:rows]), expected, 2e-5)
     traced = str(jax.make_jaxpr(jax.grad(function, 1))(*floats, labels[:rows]))
-    assert columns == V or f"f32[{D},{columns}] = dynamic_slice" in traced
+    slices = len(re.findall(rf"f32\[{D},{columns}\] = dynamic_slice", traced))
+    assert slices == (0 if columns == V else 2 if few else 1)
 
 
 def test_blocks_in_which_nothing_counts_are_passed_over():

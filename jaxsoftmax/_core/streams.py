@@ -19,7 +19,11 @@ from jaxsoftmax._core.row_rules import zeros_where
 
 __all__ = ["Inputs", "Plan", "Side", "cut_of", "logits_of", "map_blocks", "streamed", "streamed_sum"]
 
+# The fewest columns in which a block adds to the kernel's gradient; up to how many rows the other product is computed
+# there, too, and then of so many numbers of the kernel.
 LEAST_COLUMNS = 2048
+FEW_ROWS = 128
+PART = 2**20
 
 
 class Plan(NamedTuple):
@@ -175,40 +179,61 @@ def map_blocks(plan: Plan, inputs: Inputs, function: Callable[..., Any], *more: 
     return jax.tree.map(functools.partial(blocks.join, by=plan.cut, count=_count(inputs)), out)
 
 
-def _gradient_of_features(side: Side, dlogits: jax.Array, precision: Any) -> jax.Array:
-    return _product(dlogits.astype(side.features.dtype), side.kernel, (1, 1), precision, side.features)
+def _add_gradients(plan: Plan, sums: _Products, side: Side, dlogits: jax.Array) -> tuple[jax.Array, _Products]:
+    """dh = dz W^T of a block, and the sums with h^T dz and dz added.
 
-
-def _add_products(plan: Plan, sums: _Products, side: Side, dlogits: jax.Array) -> _Products:
-    """Adds h^T dz in place; on a CPU so many columns at a time that no second array of the kernel's size is written.
-
-    There h^T is written out first, as wide as the sum: of rows that are few beside the classes XLA makes the product
-    from it in two thirds of the time. Elsewhere the products can add to what is there. Where JAX divides the work over
-    a mesh, columns cut from a split kernel would be gathered: there all at once, too.
+    On a CPU h^T is written out first, as wide as the sum: of rows that are few beside the classes XLA makes the product
+    from it in two thirds of the time. And it is added in parts of columns, so that no second array of the kernel's size
+    is written; elsewhere the products can add to what is there. Where JAX divides the work over a mesh, columns cut
+    from a split kernel would be gathered: there all at once, too.
     """
-    kernel, cpu = sums.kernel, jax.default_backend() == "cpu"
-    narrow = dlogits.astype(side.features.dtype)
-    features = arrays.opaque(side.features.T.astype(kernel.dtype)) if cpu else side.features.T
-    depth, classes = side.kernel.shape
-    most = max(LEAST_COLUMNS, features.shape[1] * classes // (4 * max(depth, 1)))
-    parts = math.ceil(classes / most)
-    columns = math.ceil(classes / max(parts, 1))
-
-    def add(i: Any, total: jax.Array) -> jax.Array:
-        # The last part begins early, to be as wide as the others, and leaves alone what the one before it has added.
-        start = jnp.minimum(i * columns, classes - columns)
-        part = _product(features, lax.dynamic_slice_in_dim(narrow, start, columns, 1), (1, 0), plan.precision)
-        if parts * columns != classes:
-            part = jnp.where(start + jnp.arange(columns) >= i * columns, part, 0.0)
-        there = lax.dynamic_slice_in_dim(total, start, columns, 1)
-        return lax.dynamic_update_slice_in_dim(total, there + part, start, 1)
-
-    if not cpu or parts < 2 or meshes.devices_beside(side.features, side.kernel) > 1:
-        kernel = kernel + _product(features, narrow, (1, 0), plan.precision, side.kernel)
-    else:
-        kernel = lax.fori_loop(0, parts, add, kernel)
+    kernel, narrow = sums.kernel, dlogits.astype(side.features.dtype)
+    parts, both = _parts_of(side)
     bias = None if sums.bias is None else sums.bias + jnp.sum(dlogits, axis=0)
-    return _Products(kernel, bias)
+    features = side.features.T
+    if jax.default_backend() == "cpu":
+        features = arrays.opaque(features.astype(kernel.dtype))
+    if parts == 1 or not both:
+        dfeatures = _product(narrow, side.kernel, (1, 1), plan.precision, side.features)
+    if parts == 1:
+        return dfeatures, _Products(kernel + _product(features, narrow, (1, 0), plan.precision, side.kernel), bias)
+
+    classes = kernel.shape[1]
+    columns = math.ceil(classes / parts)
+
+    def add(i: Any, so_far: tuple[jax.Array, jax.Array | None]) -> tuple[jax.Array, jax.Array | None]:
+        # The last part begins early, to be as wide as the others, and has zeros where the one before it has been.
+        total, dfeatures = so_far
+        start = jnp.minimum(i * columns, classes - columns)
+        part = lax.dynamic_slice_in_dim(narrow, start, columns, 1)
+        if parts * columns != classes:
+            part = jnp.where(start + jnp.arange(columns) >= i * columns, part, jnp.zeros((), part.dtype))
+        there = lax.dynamic_slice_in_dim(total, start, columns, 1) + _product(features, part, (1, 0), plan.precision)
+        if dfeatures is not None:
+            weights = lax.dynamic_slice_in_dim(side.kernel, start, columns, 1)
+            dfeatures = dfeatures + _product(part, weights, (1, 1), plan.precision)
+        return lax.dynamic_update_slice_in_dim(total, there, start, 1), dfeatures
+
+    start = (
+        meshes.zeros(side.features, meshes.varying(dlogits) | meshes.varying(kernel), kernel.dtype) if both else None
+    )
+    kernel, summed = lax.fori_loop(0, parts, add, (kernel, start))
+    return summed if both else dfeatures, _Products(kernel, bias)
+
+
+def _parts_of(side: Side) -> tuple[int, bool]:
+    """In how many parts of columns the gradients of a block are computed, and whether that of the features is, too.
+
+    With few rows XLA spends more time on bringing the kernel in order for its product than on the product; of so few
+    columns that they stay in a cache it takes half of the time.
+    """
+    rows, (depth, classes) = side.features.shape[0], side.kernel.shape
+    if jax.default_backend() != "cpu" or meshes.devices_beside(side.features, side.kernel) > 1:
+        return 1, False
+    both = rows <= FEW_ROWS and side.features.dtype == arrays.compute_dtype(side.features.dtype)
+    most = PART // max(depth, 1) if both else rows * classes // (4 * max(depth, 1))
+    parts = math.ceil(classes / max(most, LEAST_COLUMNS))
+    return parts, both and parts > 1
 
 
 def _no_products(inputs: Inputs) -> tuple[_Products, ...]:
@@ -243,10 +268,8 @@ def _scan_gradients(
             features = _features(block)
             dlogits, drows, kept, contributions = slopes(_logits(plan, inputs, features), block, *given)
             sides = [side._replace(features=h) for side, h in zip(inputs.sides, features, strict=True)]
-            dfeatures = tuple(
-                _gradient_of_features(side, d, plan.precision) for side, d in zip(sides, dlogits, strict=True)
-            )
-            products = tuple(_add_products(plan, *of_side) for of_side in zip(products, sides, dlogits, strict=True))
+            added = [_add_gradients(plan, *of_side) for of_side in zip(products, sides, dlogits, strict=True)]
+            dfeatures, products = zip(*added, strict=True)
             total = jax.tree.map(lambda a, b: a + b.astype(a.dtype), total, contributions)
             return (products, total), (dfeatures, drows, kept)
 
