@@ -1,5 +1,6 @@
 """Where long rows are folded, and the programs that come of it; tests/conformance judges what folded rows give."""
 
+import math
 import re
 
 import jax
@@ -13,27 +14,34 @@ from jaxsoftmax._core import folds
 from jaxsoftmax._core.meshes import Axes
 
 
-def groups(logits, *dims):
+def groups(logits, *dims, excess=False):
     """Of an array, or of zeros of a shape."""
     found = []
-    logits = jnp.zeros(logits) if isinstance(logits, tuple) else logits
+    logits = jnp.zeros(logits, jnp.bfloat16) if isinstance(logits, tuple) else logits
 
     def see(logits):
-        fold = folds.fold_of(Axes(dims), logits)
+        fold = folds.fold_of(Axes(dims), logits, excess=excess)
         found.append(1 if fold is None else fold.groups)
 
-    jax.jit(see).trace(logits)
+    jax.eval_shape(see, logits)
     return found[0]
 
 
 def test_parts():
-    """Of one size, as few as there can be, none longer than 2**15; none where a row is short or no size divides it."""
-    widths = 10, 32_000, 32_768, 32_769, 50_257, 50_304, 65_536, 100_000, 128_256, 131_072, 256_000, 65_537, 2 * 65_537
-    assert [groups((2, width), 1) for width in widths] == [1, 1, 1, 3, 29, 2, 2, 4, 4, 4, 8, 1, 1]
+    """Of one size, as few as there can be, of 2**6 to 2**11; none where a row is short or no size divides it."""
+    widths = 10, 32_768, 32_769, 50_257, 50_304, 65_536, 100_000, 128_256, 131_072, 256_000, 65_537, 2 * 65_537
+    assert [groups((2, width), 1) for width in widths] == [1, 1, 33, 29, 32, 32, 50, 64, 64, 125, 1, 1]
     for width in range(2**15 + 1, 2**15 + 300):
         parts = groups((2, width), 1)
-        assert parts == 1 or (width % parts == 0 and 64 <= width // parts <= 2**15)
-        assert all(width % fewer for fewer in range(2, parts))
+        assert parts == 1 or (width % parts == 0 and 64 <= width // parts <= 2**11)
+        assert all(width % fewer for fewer in range(math.ceil(width / 2**11), parts))
+
+
+def test_parts_for_the_sum_without_the_largest():
+    """Of shorter rows too, unless there are many."""
+    shapes = (2, 4096), (2, 8192), (2, 32_000), (4095, 8192), (4096, 8192), (2, 4, 8192), (64, 64, 8192)
+    assert [groups(shape, len(shape) - 1, excess=True) for shape in shapes] == [1, 4, 16, 4, 1, 4, 1]
+    assert all(groups(shape, len(shape) - 1) == 1 for shape in shapes)
 
 
 def test_only_the_last_axis():
@@ -75,19 +83,46 @@ def test_the_gradient_is_written_in_place():
     assert memory.temp_size_in_bytes < 1.2 * 4 * rows * classes
 
 
-@pytest.mark.parametrize("classes", [50_257, 50_304])
+@pytest.mark.parametrize("classes", [8192, 50_257, 50_304])
 def test_real_widths(classes):
-    """Labels at both ends of every part, and what is summed of all parts."""
-    labels = np.array([0, classes // 29 - 1, classes // 29, classes // 2 - 1, classes // 2, classes - 1], np.int32)
+    """Labels and largest classes at both ends of every part, and what is summed of all parts."""
+    labels = np.array([0, classes // 32 - 1, classes // 32, classes // 2 - 1, classes // 2, classes - 1], np.int32)
+    rows, columns = np.arange(len(labels)), np.arange(classes)
     logits = np.random.default_rng(classes).normal(size=(len(labels), classes)).astype(np.float32)
+    logits[rows[1:], labels[1:]] = (0, 7, 11, 25, 45)
     wide = logits.astype(np.float64)
-    terms = np.exp(wide)
-    loss, gradient = jax.value_and_grad(lambda z: jnp.sum(jaxsoftmax.cross_entropy(z, labels)))(logits)
+    terms = np.exp(wide - wide.max(-1, keepdims=True))
     probs = terms / terms.sum(-1, keepdims=True)
-    rows = np.arange(len(labels))
-    np.testing.assert_allclose(loss, -np.log(probs[rows, labels]).sum(), rtol=1e-6)
-    expected = probs - (labels[:, None] == np.arange(classes))
-    np.testing.assert_allclose(gradient, expected, rtol=2e-6)
-    np.testing.assert_allclose(jaxsoftmax.softmax(logits), probs, rtol=2e-6)
+    others = np.where(wide == wide.max(-1, keepdims=True), 0.0, terms).sum(-1, keepdims=True)
+    log_probs = wide - wide.max(-1, keepdims=True) - np.log1p(others)
+
+    loss, gradient = jax.value_and_grad(lambda z: jnp.sum(jaxsoftmax.cross_entropy(z, labels)))(logits)
+    np.testing.assert_allclose(loss, -log_probs[rows, labels].sum(), rtol=1e-6)
+    labelled = labels[:, None] == columns
+    certain = np.where(labelled, 0.0, probs).sum(-1, keepdims=True)
+    np.testing.assert_allclose(gradient, np.where(labelled, -certain, probs), rtol=4e-6)
+    np.testing.assert_allclose(jaxsoftmax.softmax(logits), probs, rtol=4e-6)
+    np.testing.assert_allclose(jaxsoftmax.log_softmax(logits), log_probs, rtol=1e-6)
+    np.testing.assert_allclose(jaxsoftmax.entropy(logits), -(probs * log_probs).sum(-1), rtol=2e-6)
     hard = jaxsoftmax.gumbel_softmax(jax.random.key(0), 1e4 * logits, hard=True)
     np.testing.assert_array_equal(np.argmax(hard, -1), np.argmax(logits, -1))
+
+
+def test_largest_classes_of_a_folded_row():
+    """Ties in one part and in two, rows without any class, with one, with infinity and NaN, and T = 0."""
+    classes, part = 8192, 2048
+    rows = np.full((7, classes), -np.inf, np.float32)
+    rows[0, [3, 5]] = 1.0
+    rows[1, [3, part, part + 1]] = 1.0
+    rows[3, part - 1] = 2.0
+    rows[4, [0, part]] = (0.0, np.inf)
+    rows[5, [0, part]] = (0.0, np.nan)
+    rows[6, [part, 3 * part]] = (0.0, -40.0)
+    entropies = jaxsoftmax.entropy(rows)
+    expected = [math.log(2), math.log(3), 0.0, 0.0, np.nan, np.nan, 41 * math.exp(-40)]
+    np.testing.assert_allclose(entropies, expected, rtol=1e-6)
+    np.testing.assert_allclose(jaxsoftmax.entropy(rows[:2], temperature=0.0), expected[:2], rtol=1e-6)
+    log_probs = jaxsoftmax.log_softmax(rows)
+    np.testing.assert_allclose(log_probs[6, part], -math.exp(-40), rtol=1e-6)
+    assert np.isneginf(log_probs[2]).all()
+    assert np.isnan(log_probs[4:6]).all()

@@ -328,6 +328,9 @@ def reciprocal(total: jax.Array) -> jax.Array:
 # entry is S - 1 from S = 1.46 on, and below A, for which it has no say, from S = 1.4 down. Where the compiler computes
 # the logits anew for one of the sums and rounds them differently, it is as exact as the plain S - 1, and no worse.
 #
+# Of a folded row the largest class stands in one part, and only there is it left out: the sums of the parts, all
+# positive, add up to S - 1 when the excess of that part takes the place of its sum.
+#
 # What a loss does with S and d does not depend on max z, whose derivative could as well be taken for 0. But then that
 # of S - 1 would be  sum_j e_j dz_j  with the largest class in it, and what a second derivative makes of it would lose
 # the others against that one; with the derivative of max z it is  sum_j e_j (dz_j - dz_top).
@@ -338,6 +341,8 @@ def excess(logits: jax.Array, axes: Axes, temperature: jax.Array | None) -> tupl
 
     The latter is exact to the last digit however small, and 0 in a row without any class.
     """
+    if len(axes.dims) == 2 and not axes.mesh and folds.is_folded(logits, axes, excess=True):
+        return _excess_of_parts(logits, axes, temperature)
     shift = row_max(logits, axes, constant=False)
     terms = jnp.exp(centred(logits, shift, temperature))
     constants = lax.stop_gradient(terms)
@@ -350,8 +355,32 @@ def excess(logits: jax.Array, axes: Axes, temperature: jax.Array | None) -> tupl
         less, total = row_sums(jnp.maximum(-constants, constants - 1.0), terms, axes)
         without_top = -less
     constant = lax.stop_gradient(total)
-    value = jnp.maximum(without_top, jnp.minimum(constant - 1.0, 8.0 * constant - 11.2))
-    return shift, value + (total - constant)  # the derivatives are those of S, whichever sum has the digits
+    # The derivatives are those of S, whichever sum has the digits.
+    return shift, _without_largest(without_top, constant) + (total - constant)
+
+
+def _without_largest(without_top: jax.Array, total: jax.Array) -> jax.Array:
+    """S - 1 from A and S."""
+    return jnp.maximum(without_top, jnp.minimum(total - 1.0, 8.0 * total - 11.2))
+
+
+def _excess_of_parts(logits: jax.Array, axes: Axes, temperature: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+    """`excess` of a row that is folded, by the excess of the part that has the largest class."""
+    outer, inner = (Axes((axis,)) for axis in axes.dims)
+    tops = opaque(row_max(logits, inner, constant=False))
+    shift = row_max(tops, outer, constant=False)
+    sums = opaque(own_sum(jnp.exp(centred(logits, shift, temperature)), inner))
+    total, parts = own_sum(sums, outer), lax.stop_gradient(sums)
+
+    first = jnp.argmax(tops, axis=outer.one, keepdims=True)
+    own = jnp.take_along_axis(lax.stop_gradient(logits), first, axis=outer.one, mode="promise_in_bounds")
+    terms = jnp.exp(lax.stop_gradient(centred(own, opaque(shift), temperature)))
+    here = is_label(first, tops, outer)
+    without_top = _without_largest(
+        own_sum(jnp.minimum(terms, 1.0 - terms), inner), own_sum(jnp.where(here, parts, 0.0), outer)
+    )
+    value = own_sum(jnp.where(here, without_top, parts), outer)
+    return opaque(shift), value + (total - lax.stop_gradient(total))
 
 
 def mean_under(terms: jax.Array, values: jax.Array, total: jax.Array, axes: Axes) -> jax.Array:

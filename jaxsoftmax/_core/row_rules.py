@@ -35,14 +35,16 @@ def zeros_where(which: jax.Array, values: Any) -> Any:
     return jax.tree.map(lambda x: jnp.where(which, jnp.zeros((), x.dtype), x), values)
 
 
-def seen(options: Any, logits: jax.Array, *, whole: bool = False) -> tuple[Any, Callable[[Any], Any]]:
+def seen(
+    options: Any, logits: jax.Array, *, excess: bool = False, whole: bool = False
+) -> tuple[Any, Callable[[Any], Any]]:
     """How an operation of logits in memory sees a block of them, [B, V].
 
     Returns its options, which are class axes or have them, with those of what it sees; and a function that turns logits
     and numbers per row, [B], into arrays of one rank: rows, folded where they are long and not to stay whole, and
     columns.
     """
-    fold = None if whole else folds.fold_of(folds.axes_of(options), logits)
+    fold = None if whole else folds.fold_of(folds.axes_of(options), logits, excess=excess)
 
     def shown(x: jax.Array) -> jax.Array:
         x = x[:, None] if x.ndim == 1 else x
@@ -61,17 +63,18 @@ def by_columns(
     backward: Callable[..., Any],
     tangent: Callable[..., Any],
     *,
+    excess: bool = False,
     whole_forward: Callable[[Any], bool] = lambda options: False,
     whole_backward: bool = False,
     **more: Any,
 ) -> RowRules:
     """Row rules from those of an operation of logits in memory, whose numbers per row are columns.
 
-    The forward rule is given its rows as they are where the options say so, the backward rule as in `rules.on_rows`.
+    The forward rule is given its rows as they are where the options say so; for the rest see `rules.on_rows`.
     """
 
     def on_rows(options: Any, logits: Any, rows: Any) -> Any:
-        options, shown = seen(options, logits[0], whole=whole_forward(options))
+        options, shown = seen(options, logits[0], excess=excess, whole=whole_forward(options))
         return per_row(forward(options, shown(logits), shown(rows)))
 
     def pull(options: Any, logits: Any, rows: Any, numbers: Any, cotangents: Any) -> Any:

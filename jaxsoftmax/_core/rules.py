@@ -99,24 +99,26 @@ def on_rows(
     backward: Callable[..., Any],
     tangent: Callable[..., Any],
     *,
+    excess: bool = False,
     whole_backward: bool = False,
 ) -> Callable[..., Any]:
     """`operation` on rows of logits, which its rules see with two class axes where they are long (see `folds`).
 
-    The options are the class axes, or have them; arguments, residuals and outputs have the rank of the logits. With
+    The options are the class axes, or have them; arguments, residuals and outputs have the rank of the logits. More
+    rows are long to a forward rule that uses `arrays.excess`. With
     `whole_backward` the backward rule is given its rows as they are: one that sums nothing, or what is written out
     anyway, is faster so, for what comes of a folded row is not written in its place.
     """
 
-    def fold_of(options: Any, arrays: Any) -> Any:
-        return folds.fold_of(folds.axes_of(options), max(jax.tree.leaves(arrays), key=jnp.size))
+    def fold_of(options: Any, arrays: Any, *, excess: bool = False) -> Any:
+        return folds.fold_of(folds.axes_of(options), max(jax.tree.leaves(arrays), key=jnp.size), excess=excess)
 
     def folded(rule: Callable[..., Any], fold: folds.Fold, options: Any, *given: Any) -> Any:
         return rule(folds.with_axes(options, fold.axes), *jax.tree.map(fold.into, given))
 
     @functools.wraps(forward)
     def forward_rule(options: Any, *args: Any) -> Any:
-        fold = fold_of(options, args)
+        fold = fold_of(options, args, excess=excess)
         if fold is None:
             return forward(options, *args)
         seen = jax.tree.map(fold.into, args)

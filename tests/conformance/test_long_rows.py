@@ -39,8 +39,8 @@ WAYS = [("higher_order", False), ("first_order", True)]
 def folded():
     """Rows of three classes and more are long. What was traced with others is forgotten, before and after."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(folds, "LONGEST", 2)
-        patch.setattr(folds, "SHORTEST", 2)
+        for name in ("LONG", "LONGEST", "SHORTEST"):
+            patch.setattr(folds, name, 2)
         jax.clear_caches()
         yield
     jax.clear_caches()
