@@ -263,7 +263,7 @@ def _soft_tangent(options: DivergenceOptions, residuals: DivergenceResiduals, ta
     return arrays.row_sum(terms, axes)
 
 
-_soft_cross_entropy = rules.on_rows(_soft_forward, _soft_backward, _soft_tangent, excess=True)
+_soft_cross_entropy = rules.on_rows(_soft_forward, _soft_backward, _soft_tangent, without_one=True)
 
 
 @functools.partial(_jit, static_argnames=("axis", "logit_cap", "axis_name"))
@@ -324,7 +324,7 @@ def entropy_tangent(axes: Axes, residuals: DivergenceResiduals, tangents: Any) -
     return arrays.row_sum(_entropy_slopes(axes, scaled, residuals.others) * vector, axes)
 
 
-_entropy = rules.on_rows(entropy_forward, entropy_backward, entropy_tangent, excess=True)
+_entropy = rules.on_rows(entropy_forward, entropy_backward, entropy_tangent, without_one=True)
 
 
 @functools.partial(_jit, static_argnames=("axis", "base", "axis_name"))
@@ -482,7 +482,7 @@ def kl_tangent(axes: Axes, residuals: KLResiduals, tangents: Any) -> jax.Array:
     return arrays.row_sum(by_model * model + by_target * target, axes)
 
 
-_kl = rules.on_rows(kl_forward, kl_backward, kl_tangent, excess=True)
+_kl = rules.on_rows(kl_forward, kl_backward, kl_tangent, without_one=True)
 
 
 @functools.partial(_jit, static_argnames=("axis", "axis_name"))

@@ -256,7 +256,7 @@ def _entropy_rows_tangent(
     return entropy_tangent(options.axes, residuals, (tangent, None, trows[0]))
 
 
-_ENTROPY = row_rules.by_columns(_entropy_rows_forward, _entropy_rows_backward, _entropy_rows_tangent, excess=True)
+_ENTROPY = row_rules.by_columns(_entropy_rows_forward, _entropy_rows_backward, _entropy_rows_tangent, without_one=True)
 
 
 class _KLNumbers(NamedTuple):
@@ -289,7 +289,7 @@ def _kl_rows_tangent(axes: Axes, logits: Any, rows: Any, numbers: Any, along: An
     return kl_tangent(axes, _kl_residuals(logits, rows, numbers), (*along, None, trows[0]))
 
 
-_KL = row_rules.by_columns(_kl_rows_forward, _kl_rows_backward, _kl_rows_tangent, excess=True)
+_KL = row_rules.by_columns(_kl_rows_forward, _kl_rows_backward, _kl_rows_tangent, without_one=True)
 
 
 _jit = functools.partial(jax.jit, inline=True)

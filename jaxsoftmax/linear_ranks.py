@@ -161,7 +161,7 @@ def _top_k(
 
     def function_of_block(logits: Any, block: Any, _: Any) -> Any:
         values = capped(logits[0], None, cap_of(statics))
-        class_axes, shown = row_rules.seen(axes, values, excess=True)
+        class_axes, shown = row_rules.seen(axes, values, without_one=True)
         numbers = arrays.excess(shown(values), class_axes, shown(block.rows[0]))
         largest, others, scale = jax.tree.map(lambda x: x[:, None], (*row_rules.per_row(numbers), block.rows[0]))
         best, indices = _best(values, k, axes)

@@ -379,7 +379,7 @@ def _log_softmax_tangent(axes: Axes, residuals: _Residuals, tangents: Any) -> ja
     return log_softmax_push(scaled, residuals.total, vector, axes).astype(residuals.logits.dtype)
 
 
-_log_softmax = rules.on_rows(_log_softmax_forward, _log_softmax_backward, _log_softmax_tangent, excess=True)
+_log_softmax = rules.on_rows(_log_softmax_forward, _log_softmax_backward, _log_softmax_tangent, without_one=True)
 
 
 class _SumResiduals(NamedTuple):
@@ -487,4 +487,4 @@ def _smooth_max_tangent(axes: Axes, residuals: _Residuals, tangents: Any) -> jax
     return (tangent + by_temperature * tangents[2]).astype(residuals.logits.dtype)
 
 
-_smooth_max = rules.on_rows(_smooth_max_forward, _smooth_max_backward, _smooth_max_tangent, excess=True)
+_smooth_max = rules.on_rows(_smooth_max_forward, _smooth_max_backward, _smooth_max_tangent, without_one=True)

@@ -222,6 +222,24 @@ def cap_slope(logits: jax.Array, where: jax.Array | None, cap: float) -> jax.Arr
     return 4.0 * decay / jnp.square(1.0 + decay)
 
 
+def _sum_of_others(
+    options: DenseOptions, values: jax.Array, labels: jax.Array, largest: jax.Array, temperature: jax.Array | None
+) -> jax.Array:
+    """The sum of the other exponentials on this device; in a folded row the label is left out of its own part alone."""
+    axes = options.axes
+    terms = jnp.exp(arrays.centred(values, largest, temperature))
+    if len(axes.dims) == 1:
+        return arrays.own_sum(_others(options, terms, values, labels), axes)
+    outer, inner = (Axes((axis,)) for axis in axes.dims)
+    sums = arrays.opaque(arrays.own_sum(terms, inner))
+    part, place = jnp.divmod(axes.local(labels, axes.size(values)), values.shape[inner.one])
+    at = jnp.clip(part, 0, values.shape[outer.one] - 1)
+    row = jnp.take_along_axis(values, at, axis=outer.one, mode="promise_in_bounds")
+    terms = jnp.exp(arrays.centred(row, arrays.opaque(largest), temperature))
+    left = arrays.own_sum(jnp.where(arrays.is_label(place, row, inner), 0.0, terms), inner)
+    return arrays.own_sum(jnp.where(arrays.is_label(part, sums, outer), left, sums), outer)
+
+
 def _others(options: DenseOptions, terms: jax.Array, logits: jax.Array, labels: jax.Array) -> jax.Array:
     """The terms, and 0 at the labelled class."""
     if options.one_pass:
@@ -237,9 +255,8 @@ def dense_forward(
     largest = arrays.row_max(values, axes)
 
     target = arrays.own_pick(values, labels, axes)
-    terms = jnp.exp(arrays.centred(values, largest, temperature))
-    others = arrays.own_sum(_others(options, terms, logits, labels), axes)
-    if options.one_pass:
+    others = _sum_of_others(options, values, labels, largest, temperature)
+    if options.one_pass or len(axes.dims) > 1:
         # The label's own term times 0: where it is NaN the row must be, though it has been selected away.
         own = jnp.exp(jnp.minimum(arrays.centred(target, largest, temperature), 0.0))
         others = others + 0.0 * lax.stop_gradient(own)
@@ -347,4 +364,4 @@ def dense_tangent(options: DenseOptions, residuals: DenseResiduals, tangents: An
     return (*out, None if classes is None else jnp.zeros_like(classes))
 
 
-_dense = rules.on_rows(dense_forward, dense_backward, dense_tangent, whole_backward=True)
+_dense = rules.on_rows(dense_forward, dense_backward, dense_tangent, without_one=True, whole_backward=True)

@@ -14,14 +14,14 @@ from jaxsoftmax._core import folds
 from jaxsoftmax._core.meshes import Axes
 
 
-def groups(logits, *dims, excess=False):
+def groups(logits, *dims, without_one=False):
     """Of an array, or of zeros of a shape."""
     found = []
     logits = jnp.zeros(logits, jnp.bfloat16) if isinstance(logits, tuple) else logits
 
     def see(logits):
-        fold = folds.fold_of(Axes(dims), logits, excess=excess)
-        found.append(1 if fold is None else fold.groups)
+        fold = folds.fold_of(Axes(dims), logits, without_one=without_one)
+        found.append(1 if fold is None else fold.sizes[0])
 
     jax.eval_shape(see, logits)
     return found[0]
@@ -37,10 +37,10 @@ def test_parts():
         assert all(width % fewer for fewer in range(math.ceil(width / 2**11), parts))
 
 
-def test_parts_for_the_sum_without_the_largest():
+def test_parts_for_a_sum_without_one_class():
     """Of shorter rows too, unless there are many."""
     shapes = (2, 4096), (2, 8192), (2, 32_000), (4095, 8192), (4096, 8192), (2, 4, 8192), (64, 64, 8192)
-    assert [groups(shape, len(shape) - 1, excess=True) for shape in shapes] == [1, 4, 16, 4, 1, 4, 1]
+    assert [groups(shape, len(shape) - 1, without_one=True) for shape in shapes] == [1, 4, 16, 4, 1, 4, 1]
     assert all(groups(shape, len(shape) - 1) == 1 for shape in shapes)
 
 
@@ -53,6 +53,41 @@ def test_not_across_devices(kind):
     mesh = jax.make_mesh((2,), ("x",), axis_types=(kind,))
     logits = jax.device_put(jnp.zeros((2, 50_304)), NamedSharding(mesh, PartitionSpec(None, "x")))
     assert groups(logits, 1) == 1
+
+
+def test_class_axes_that_devices_split():
+    """Summed at once, as a gather or a sum of parts would bring the row to every device."""
+    mesh = jax.make_mesh((2,), ("x",), axis_types=(AxisType.Explicit,))
+    logits = np.random.default_rng(0).normal(size=(2, 64, 128)).astype(np.float32)
+    split = jax.device_put(logits, NamedSharding(mesh, PartitionSpec(None, "x")))
+    np.testing.assert_allclose(
+        jaxsoftmax.log_softmax(split, axis=(-2, -1)), jaxsoftmax.log_softmax(logits, axis=(-2, -1)), rtol=1e-6
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"), [("log_softmax", "b, 8192"), ("entropy", "b, 50304"), ("softmax", "b, v"), ("logsumexp", "v")]
+)
+def test_sizes_that_are_not_known(name, shape):
+    """A number of rows or classes that is a symbol is exported, in value and gradient."""
+    logits = jax.ShapeDtypeStruct(jax.export.symbolic_shape(shape), jnp.float32)
+
+    def function(z):
+        return jnp.sum(jnp.sin(getattr(jaxsoftmax, name)(z)))
+
+    called = jax.export.export(jax.jit(jax.value_and_grad(function)))(logits).call
+    row = np.linspace(-1.0, 1.0, 50_304 if "5" in shape else 8192, dtype=np.float32)
+    row = row if shape == "v" else np.stack([row, -row])
+    for actual, expected in zip(called(row), jax.value_and_grad(function)(row), strict=True):
+        np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_key_is_no_row():
+    """Two whole numbers beside logits of one axis."""
+    logits = jnp.zeros(50_304)
+    for key in (jax.random.PRNGKey(0), jax.random.key(0)):
+        sample = jaxsoftmax.gumbel_softmax(key, logits, hard=True)
+        assert jnp.sum(sample) == jnp.max(sample) == 1
 
 
 def test_only_on_a_cpu(monkeypatch):

@@ -108,7 +108,8 @@ def sums_at_once(x: jax.Array, axes: Axes) -> bool:
     Of a sum and all that leads to it and follows from it XLA:CPU makes one kernel, which for short rows takes several
     times as long as loops; two sums in one reduction are beyond it, and become loops.
     """
-    short = len(axes.dims) == 1 and x.shape[axes.one] <= SHORT_ROW
+    classes = axes.size(x)
+    short = len(axes.dims) == 1 and isinstance(classes, int) and classes <= SHORT_ROW
     return short and jax.default_backend() == "cpu" and meshes.explicit_sharding(x) is None
 
 
@@ -341,7 +342,7 @@ def excess(logits: jax.Array, axes: Axes, temperature: jax.Array | None) -> tupl
 
     The latter is exact to the last digit however small, and 0 in a row without any class.
     """
-    if len(axes.dims) == 2 and not axes.mesh and folds.is_folded(logits, axes, excess=True):
+    if len(axes.dims) == 2 and not axes.mesh and folds.is_folded(logits, axes, without_one=True):
         return _excess_of_parts(logits, axes, temperature)
     shift = row_max(logits, axes, constant=False)
     terms = jnp.exp(centred(logits, shift, temperature))

@@ -4,7 +4,7 @@ XLA:CPU makes one kernel of a sum and of all that leads to it. Along an axis of 
 takes two to seven times as long per number (seen at widths from 32 896 to 256 000). Two sums, along K and then along G,
 do not, where the compiler is kept from making one of them again.
 
-And in a row of parts the largest class has to be left out of the sum of one part alone (`arrays.excess`).
+And where one class is left out of the sum, the largest or the label, it has to be left out of one part alone.
 """
 
 import functools
@@ -20,10 +20,11 @@ from jaxsoftmax._core.meshes import Axes
 
 __all__ = ["Fold", "axes_of", "fold_of", "in_one_row", "is_folded", "sum_along", "with_axes"]
 
-# Rows of more classes are long. So are, where the largest class is left out, those of as many as the second number and
-# more; but of 2**12 rows and more XLA:CPU makes one kernel, from the maximum to what is written, and takes less time.
+# Rows of more classes are long. So are, where one class is left out of a sum, those of as many as the second number and
+# more; but of 2**12 rows and more XLA:CPU makes one kernel, from the maximum to what is written, and log_softmax takes
+# less time in it.
 LONG = 2**15
-LONG_FOR_EXCESS, MANY_ROWS = 2**13, 2**12
+LONG_WITHOUT_ONE, MANY_ROWS = 2**13, 2**12
 # The longest parts and the shortest. Where no size in between divides the width, rows stay whole.
 LONGEST = 2**11
 SHORTEST = 2**6
@@ -34,23 +35,22 @@ class Fold(NamedTuple):
 
     Attributes:
         axes: The class axes of a folded array.
-        groups: G, the size of the first of them.
+        sizes: G and K.
     """
 
     axes: Axes
-    groups: int
+    sizes: tuple[int, int]
 
     def into(self, x: Any) -> Any:
-        """[..., V] as [..., G, K], a number per row, [..., 1], as [..., 1, 1]; what has another rank stays."""
-        first, _ = self.axes.dims
-        if x is None or x.ndim != first + 1:
+        """[..., V] as [..., G, K], a number per row, [..., 1], as [..., 1, 1]; what is neither (a key) stays."""
+        sizes = {1: (1, 1), math.prod(self.sizes): self.sizes}
+        if x is None or x.ndim != self.axes.dims[1] or x.shape[-1] not in sizes:
             return x
-        groups = self.groups if x.shape[-1] > 1 else 1
-        return x.reshape(*x.shape[:-1], groups, x.shape[-1] // groups)
+        return x.reshape(*x.shape[:-1], *sizes[x.shape[-1]])
 
     def back(self, x: jax.Array) -> jax.Array:
         """The inverse."""
-        return in_one_row(x, self.axes) if x.ndim == self.axes.dims[0] + 2 else x
+        return in_one_row(x, self.axes) if x.ndim > self.axes.dims[1] else x
 
 
 def axes_of(options: Any) -> Axes:
@@ -63,23 +63,26 @@ def with_axes(options: Any, axes: Axes) -> Any:
     return axes if isinstance(options, Axes) else options._replace(axes=axes)
 
 
-def fold_of(axes: Axes, logits: jax.Array, *, excess: bool = False) -> Fold | None:
-    """How rows of logits are folded, for `arrays.excess` too or not; None for those that are not long.
-
-    Where JAX divides the work over a mesh a fold might run across a cut, and everything would be exchanged.
-    """
+def fold_of(axes: Axes, logits: jax.Array, *, without_one: bool = False) -> Fold | None:
+    """How rows of logits are folded, to leave one class out of a sum or not; None for those that are not long."""
     last = logits.ndim - 1
-    if axes.dims != (last,) or not _are_long(logits, axes, excess) or meshes.devices_beside(logits) > 1:
+    if axes.dims != (last,) or not _are_long(logits, axes, without_one):
         return None
-    groups = _groups(logits.shape[last], LONGEST, SHORTEST)
-    return None if groups == 1 else Fold(axes._replace(dims=(last, last + 1)), groups)
+    classes = logits.shape[last]
+    groups = _groups(classes, LONGEST, SHORTEST)
+    return None if groups == 1 else Fold(axes._replace(dims=(last, last + 1)), (groups, classes // groups))
 
 
-def _are_long(logits: jax.Array, axes: Axes, excess: bool) -> bool:
-    """Whether these are long rows, on a CPU."""
-    classes = axes.size(logits)
-    few = excess and classes >= LONG_FOR_EXCESS and logits.size < MANY_ROWS * classes
-    return jax.default_backend() == "cpu" and (few or classes > LONG)
+def _are_long(logits: jax.Array, axes: Axes, without_one: bool) -> bool:
+    """Whether these are long rows, of a known number of classes, on a CPU.
+
+    Not where JAX divides the work over a mesh: a fold might run across a cut, and everything would be exchanged.
+    """
+    classes, size = axes.size(logits), logits.size
+    if jax.default_backend() != "cpu" or not isinstance(classes, int) or meshes.devices_beside(logits) > 1:
+        return False
+    few = isinstance(size, int) and size < MANY_ROWS * classes and not axes.mesh
+    return classes > LONG or (without_one and few and classes >= LONG_WITHOUT_ONE)
 
 
 @functools.cache
@@ -94,15 +97,14 @@ def in_one_row(x: jax.Array, axes: Axes) -> jax.Array:
     return x if len(axes.dims) == 1 else x.reshape(*x.shape[:-2], x.shape[-2] * x.shape[-1])
 
 
-def is_folded(x: jax.Array, axes: Axes, *, excess: bool = False) -> bool:
-    """Whether rows are long and have several class axes, be it that the user gave them so."""
+def is_folded(x: jax.Array, axes: Axes, *, without_one: bool = False) -> bool:
+    """Whether rows are long and have several class axes, those of a fold or the user's."""
     *outer, inner = axes.dims
-    by_last = bool(outer) and inner == x.ndim - 1 and x.shape[inner] >= SHORTEST
-    return by_last and _are_long(x, axes, excess)
+    return bool(outer) and inner == x.ndim - 1 and _are_long(x, axes, without_one) and x.shape[inner] >= SHORTEST
 
 
 def sum_along(x: jax.Array, axes: Axes) -> jax.Array:
-    """Sum over the class axes, kept with size 1; of a folded row along the last one first."""
+    """Sum over the class axes, kept with size 1; of a long row with several along the last one first."""
     if not is_folded(x, axes):
         return jnp.sum(x, axis=axes.dims, keepdims=True)
     *outer, inner = axes.dims

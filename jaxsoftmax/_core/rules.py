@@ -99,33 +99,38 @@ def on_rows(
     backward: Callable[..., Any],
     tangent: Callable[..., Any],
     *,
-    excess: bool = False,
+    without_one: bool = False,
     whole_backward: bool = False,
 ) -> Callable[..., Any]:
     """`operation` on rows of logits, which its rules see with two class axes where they are long (see `folds`).
 
-    The options are the class axes, or have them; arguments, residuals and outputs have the rank of the logits. More
-    rows are long to a forward rule that uses `arrays.excess`. With
-    `whole_backward` the backward rule is given its rows as they are: one that sums nothing, or what is written out
-    anyway, is faster so, for what comes of a folded row is not written in its place.
+    Of arguments and residuals the first floating array has the logits. The options are the class axes, or have them;
+    arguments, residuals and outputs have the rank of the logits.
+
+    More rows are long to a forward rule that leaves one class out of a sum. With `whole_backward` the backward rule is
+    given its rows as they are: one that sums nothing, or what is written out anyway, is faster so, for what comes of a
+    folded row is not written in its place. And then the exponentials of both are better computed once; more rows are
+    long only where nothing is differentiated.
     """
 
-    def fold_of(options: Any, arrays: Any, *, excess: bool = False) -> Any:
-        return folds.fold_of(folds.axes_of(options), max(jax.tree.leaves(arrays), key=jnp.size), excess=excess)
+    def fold_of(options: Any, arrays: Any, *, without_one: bool = False) -> Any:
+        logits = next(x for x in jax.tree.leaves(arrays) if jnp.issubdtype(x.dtype, jnp.floating))
+        return folds.fold_of(folds.axes_of(options), logits, without_one=without_one)
 
     def folded(rule: Callable[..., Any], fold: folds.Fold, options: Any, *given: Any) -> Any:
         return rule(folds.with_axes(options, fold.axes), *jax.tree.map(fold.into, given))
 
     @functools.wraps(forward)
-    def forward_rule(options: Any, *args: Any) -> Any:
-        fold = fold_of(options, args, excess=excess)
+    def forward_rule(options: Any, *args: Any, without_one: bool = without_one and not whole_backward) -> Any:
+        fold = fold_of(options, args, without_one=without_one)
         if fold is None:
             return forward(options, *args)
         seen = jax.tree.map(fold.into, args)
         out, residuals = forward(folds.with_axes(options, fold.axes), *seen)
         # The arguments among the residuals are the very arrays that were given.
         given = {id(x): arg for x, arg in zip(*map(jax.tree.leaves, (seen, args)), strict=True)}
-        return jax.tree.map(fold.back, out), jax.tree.map(lambda x: given.get(id(x), fold.back(x)), residuals)
+        kept = jax.tree.map(lambda x: given[id(x)] if id(x) in given else fold.back(x), residuals)
+        return jax.tree.map(fold.back, out), kept
 
     def backward_rule(options: Any, residuals: Any, cotangent: Any) -> Any:
         fold = fold_of(options, residuals)
@@ -139,7 +144,10 @@ def on_rows(
             return tangent(options, residuals, tangents)
         return jax.tree.map(fold.back, folded(tangent, fold, options, residuals, tangents))
 
-    return operation(forward_rule, backward_rule, tangent_rule)
+    def value(options: Any, *args: Any) -> Any:
+        return forward_rule(options, *args, without_one=without_one)[0]
+
+    return operation(forward_rule, backward_rule, tangent_rule, value)
 
 
 def elementwise(

@@ -231,8 +231,9 @@ def _parts_of(side: Side) -> tuple[int, bool]:
     if jax.default_backend() != "cpu" or meshes.devices_beside(side.features, side.kernel) > 1:
         return 1, False
     both = rows <= FEW_ROWS and side.features.dtype == arrays.compute_dtype(side.features.dtype)
-    most = PART // max(depth, 1) if both else rows * classes // (4 * max(depth, 1))
-    parts = math.ceil(classes / max(most, LEAST_COLUMNS))
+    # A part of the sum has a quarter of the numbers of the block's logits, at most.
+    numbers = min(rows * classes // 4, PART) if both else rows * classes // 4
+    parts = math.ceil(classes / max(numbers // max(depth, 1), LEAST_COLUMNS))
     return parts, both and parts > 1
 
 
