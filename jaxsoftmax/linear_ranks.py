@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
-from jaxsoftmax._core import arrays, checks, meshes, row_rules, streams
+from jaxsoftmax._core import arrays, checks, folds, meshes, row_rules, streams
 from jaxsoftmax._core.meshes import Axes, AxisName
 from jaxsoftmax.linear_rows import Statics, cap_of, check_statics, inputs_of, plan_of
 from jaxsoftmax.losses import weighted_mean
@@ -162,8 +162,9 @@ def _top_k(
     def function_of_block(logits: Any, block: Any, _: Any) -> Any:
         values = capped(logits[0], None, cap_of(statics))
         class_axes, shown = row_rules.seen(axes, values, without_one=True)
-        numbers = arrays.excess(shown(values), class_axes, shown(block.rows[0]))
-        largest, others, scale = jax.tree.map(lambda x: x[:, None], (*row_rules.per_row(numbers), block.rows[0]))
+        scale = shown(block.rows[0])
+        numbers = *arrays.excess(shown(values), class_axes, scale), scale
+        largest, others, scale = jax.tree.map(lambda x: folds.in_one_row(x, class_axes), numbers)
         best, indices = _best(values, k, axes)
         return indices, arrays.centred(best, largest, scale) - jnp.log1p(others)
 

@@ -230,14 +230,13 @@ def _sum_of_others(
     terms = jnp.exp(arrays.centred(values, largest, temperature))
     if len(axes.dims) == 1:
         return arrays.own_sum(_others(options, terms, values, labels), axes)
-    outer, inner = (Axes((axis,)) for axis in axes.dims)
+    outer, inner = axes.folded
     sums = arrays.opaque(arrays.own_sum(terms, inner))
     part, place = jnp.divmod(axes.local(labels, axes.size(values)), values.shape[inner.one])
-    at = jnp.clip(part, 0, values.shape[outer.one] - 1)
-    row = jnp.take_along_axis(values, at, axis=outer.one, mode="promise_in_bounds")
-    terms = jnp.exp(arrays.centred(row, arrays.opaque(largest), temperature))
-    left = arrays.own_sum(jnp.where(arrays.is_label(place, row, inner), 0.0, terms), inner)
-    return arrays.own_sum(jnp.where(arrays.is_label(part, sums, outer), left, sums), outer)
+    own = arrays.part_of(values, jnp.clip(part, 0, values.shape[outer.one] - 1), axes)
+    terms = jnp.exp(arrays.centred(own, arrays.opaque(largest), temperature))
+    left = arrays.own_sum(jnp.where(arrays.is_label(place, own, inner), 0.0, terms), inner)
+    return arrays.sum_of_parts(sums, part, left, axes)
 
 
 def _others(options: DenseOptions, terms: jax.Array, logits: jax.Array, labels: jax.Array) -> jax.Array:

@@ -44,6 +44,7 @@ __all__ = [
     "opaque_off_cpu",
     "own_pick",
     "own_sum",
+    "part_of",
     "positive",
     "present",
     "quotient",
@@ -52,6 +53,7 @@ __all__ = [
     "row_max",
     "row_sum",
     "row_sums",
+    "sum_of_parts",
     "sum_to",
     "sums_at_once",
     "to_inputs",
@@ -367,21 +369,29 @@ def _without_largest(without_top: jax.Array, total: jax.Array) -> jax.Array:
 
 def _excess_of_parts(logits: jax.Array, axes: Axes, temperature: jax.Array | None) -> tuple[jax.Array, jax.Array]:
     """`excess` of a row that is folded, by the excess of the part that has the largest class."""
-    outer, inner = (Axes((axis,)) for axis in axes.dims)
+    outer, inner = axes.folded
     tops = opaque(row_max(logits, inner, constant=False))
     shift = row_max(tops, outer, constant=False)
     sums = opaque(own_sum(jnp.exp(centred(logits, shift, temperature)), inner))
     total, parts = own_sum(sums, outer), lax.stop_gradient(sums)
 
     first = jnp.argmax(tops, axis=outer.one, keepdims=True)
-    own = jnp.take_along_axis(lax.stop_gradient(logits), first, axis=outer.one, mode="promise_in_bounds")
-    terms = jnp.exp(lax.stop_gradient(centred(own, opaque(shift), temperature)))
-    here = is_label(first, tops, outer)
-    without_top = _without_largest(
-        own_sum(jnp.minimum(terms, 1.0 - terms), inner), own_sum(jnp.where(here, parts, 0.0), outer)
-    )
-    value = own_sum(jnp.where(here, without_top, parts), outer)
+    terms = jnp.exp(lax.stop_gradient(centred(part_of(logits, first, axes), opaque(shift), temperature)))
+    without_top = _without_largest(own_sum(jnp.minimum(terms, 1.0 - terms), inner), own_pick(parts, first, outer))
+    value = sum_of_parts(parts, first, without_top, axes)
     return opaque(shift), value + (total - lax.stop_gradient(total))
+
+
+def part_of(logits: jax.Array, part: jax.Array, axes: Axes) -> jax.Array:
+    """One part of each folded row, [..., 1, K], by its number, which must be in range."""
+    outer, _ = axes.folded
+    return jnp.take_along_axis(logits, part, axis=outer.one, mode="promise_in_bounds")
+
+
+def sum_of_parts(sums: jax.Array, part: jax.Array, other: jax.Array, axes: Axes) -> jax.Array:
+    """The sum of the parts' sums, [..., G, 1], with another number in the place of one of them."""
+    outer, _ = axes.folded
+    return own_sum(jnp.where(is_label(part, sums, outer), other, sums), outer)
 
 
 def mean_under(terms: jax.Array, values: jax.Array, total: jax.Array, axes: Axes) -> jax.Array:

@@ -79,10 +79,11 @@ def _are_long(logits: jax.Array, axes: Axes, without_one: bool) -> bool:
     Not where JAX divides the work over a mesh: a fold might run across a cut, and everything would be exchanged.
     """
     classes, size = axes.size(logits), logits.size
-    if jax.default_backend() != "cpu" or not isinstance(classes, int) or meshes.devices_beside(logits) > 1:
+    if jax.default_backend() != "cpu" or not isinstance(classes, int):
         return False
     few = isinstance(size, int) and size < MANY_ROWS * classes and not axes.mesh
-    return classes > LONG or (without_one and few and classes >= LONG_WITHOUT_ONE)
+    long = classes > LONG or (without_one and few and classes >= LONG_WITHOUT_ONE)
+    return long and meshes.devices_beside(logits) == 1
 
 
 @functools.cache

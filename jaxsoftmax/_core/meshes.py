@@ -52,6 +52,12 @@ class Axes(NamedTuple):
         """The class axis where there is just one."""
         return self.dims[0]
 
+    @property
+    def folded(self) -> "tuple[Axes, Axes]":
+        """Of a folded row, the axis along its parts and the axis inside of one."""
+        outer, inner = self.dims
+        return Axes((outer,)), Axes((inner,))
+
     def size(self, x: Any) -> int:
         """The classes of an array, on each device."""
         return math.prod(x.shape[a] for a in self.dims)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from jaxsoftmax._core import folds
 
-__all__ = ["RowRules", "by_columns", "per_row", "seen", "zeros_where"]
+__all__ = ["RowRules", "by_columns", "seen", "zeros_where"]
 
 
 class RowRules(NamedTuple):
@@ -53,7 +53,7 @@ def seen(
     return options if fold is None else folds.with_axes(options, fold.axes), functools.partial(jax.tree.map, shown)
 
 
-def per_row(columns: Any) -> Any:
+def _per_row(columns: Any) -> Any:
     """Columns of whatever rank as [B]."""
     return jax.tree.map(lambda x: jnp.squeeze(x, tuple(range(1, x.ndim))), columns)
 
@@ -75,15 +75,15 @@ def by_columns(
 
     def on_rows(options: Any, logits: Any, rows: Any) -> Any:
         options, shown = seen(options, logits[0], without_one=without_one, whole=whole_forward(options))
-        return per_row(forward(options, shown(logits), shown(rows)))
+        return _per_row(forward(options, shown(logits), shown(rows)))
 
     def pull(options: Any, logits: Any, rows: Any, numbers: Any, cotangents: Any) -> Any:
         options, shown = seen(options, logits[0], whole=whole_backward)
         dlogits, drows = backward(options, *map(shown, (logits, rows, numbers, cotangents)))
-        return tuple(folds.in_one_row(d, folds.axes_of(options)) for d in dlogits), per_row(drows)
+        return tuple(folds.in_one_row(d, folds.axes_of(options)) for d in dlogits), _per_row(drows)
 
     def push(options: Any, logits: Any, rows: Any, numbers: Any, along: Any, trows: Any) -> Any:
         options, shown = seen(options, logits[0])
-        return per_row(tangent(options, *map(shown, (logits, rows, numbers, along, trows))))
+        return _per_row(tangent(options, *map(shown, (logits, rows, numbers, along, trows))))
 
     return RowRules(on_rows, pull, push, **more)

@@ -117,8 +117,17 @@ def on_rows(
         logits = next(x for x in jax.tree.leaves(arrays) if jnp.issubdtype(x.dtype, jnp.floating))
         return folds.fold_of(folds.axes_of(options), logits, without_one=without_one)
 
-    def folded(rule: Callable[..., Any], fold: folds.Fold, options: Any, *given: Any) -> Any:
-        return rule(folds.with_axes(options, fold.axes), *jax.tree.map(fold.into, given))
+    def folded(rule: Callable[..., Any]) -> Callable[..., Any]:
+        """A backward or a tangent rule."""
+
+        def call(options: Any, residuals: Any, along: Any) -> Any:
+            fold = fold_of(options, residuals)
+            if fold is None:
+                return rule(options, residuals, along)
+            out = rule(folds.with_axes(options, fold.axes), *jax.tree.map(fold.into, (residuals, along)))
+            return jax.tree.map(fold.back, out)
+
+        return call
 
     @functools.wraps(forward)
     def forward_rule(options: Any, *args: Any, without_one: bool = without_one and not whole_backward) -> Any:
@@ -132,22 +141,10 @@ def on_rows(
         kept = jax.tree.map(lambda x: given[id(x)] if id(x) in given else fold.back(x), residuals)
         return jax.tree.map(fold.back, out), kept
 
-    def backward_rule(options: Any, residuals: Any, cotangent: Any) -> Any:
-        fold = fold_of(options, residuals)
-        if fold is None or whole_backward:
-            return backward(options, residuals, cotangent)
-        return jax.tree.map(fold.back, folded(backward, fold, options, residuals, cotangent))
-
-    def tangent_rule(options: Any, residuals: Any, tangents: Any) -> Any:
-        fold = fold_of(options, residuals)
-        if fold is None:
-            return tangent(options, residuals, tangents)
-        return jax.tree.map(fold.back, folded(tangent, fold, options, residuals, tangents))
-
     def value(options: Any, *args: Any) -> Any:
         return forward_rule(options, *args, without_one=without_one)[0]
 
-    return operation(forward_rule, backward_rule, tangent_rule, value)
+    return operation(forward_rule, backward if whole_backward else folded(backward), folded(tangent), value)
 
 
 def elementwise(

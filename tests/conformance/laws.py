@@ -6,6 +6,7 @@ operation's plain expression, in the function below each law, and by the plaines
 have one truth.
 """
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +16,7 @@ import numpy as np
 from jax import lax
 from jax.sharding import AxisType, PartitionSpec
 
+import jaxsoftmax
 from tests.conformance.operations import Operation
 from tests.stepwise import stepwise
 
@@ -231,6 +233,14 @@ def expected(name: str, operation: Operation) -> dict[str, Any]:
     """What the results of the law must be, from the plain expression."""
     f = scalar(operation, operation.plain)
     return stepwise(lambda *args: TRUTHS[name](f, operation, args))(*operation.args)
+
+
+def mistakes(name: str, operation: Operation, forward: bool, expected: dict[str, Any]) -> dict[str, float]:
+    """The results of the law that differ from what they must be by more than is allowed."""
+    with jaxsoftmax.forward_mode() if forward else contextlib.nullcontext():
+        actual = evaluate(name, operation, operation.function, forward)
+    wrong = {key: differences(actual[key], expected[key]) for key in actual}
+    return {key: value for key, value in wrong.items() if not value <= TOLERANCES[name]}
 
 
 def differences(actual: Any, expected: Any) -> float:
