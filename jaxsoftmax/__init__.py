@@ -7,7 +7,8 @@ import typing
 from jaxsoftmax import objectives
 from jaxsoftmax._core.rules import forward_mode
 from jaxsoftmax.binary_losses import binary_cross_entropy, sigmoid_focal_loss
-from jaxsoftmax.divergences import entropy, kl_divergence, soft_cross_entropy
+from jaxsoftmax.divergences import kl_divergence, soft_cross_entropy
+from jaxsoftmax.entropies import entropy
 from jaxsoftmax.hinges import hinge_loss
 from jaxsoftmax.linear import linear_cross_entropy, linear_loss, linear_statistics
 from jaxsoftmax.linear_distributions import linear_entropy, linear_kl_divergence, linear_log_probs

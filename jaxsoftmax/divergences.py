@@ -1,4 +1,4 @@
-"""Losses between two distributions per row, and the entropy of one; one value per row, in float32 or wider."""
+"""Losses between two distributions per row; one value per row, in float32 or wider."""
 
 import functools
 import math
@@ -10,12 +10,12 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
-from jaxsoftmax._core import arrays, checks, meshes, rules
+from jaxsoftmax._core import arrays, checks, folds, meshes, rules
 from jaxsoftmax._core.meshes import Axes, AxisName
 from jaxsoftmax.normalizers import centre_of, log_softmax_pull, log_softmax_push
 from jaxsoftmax.statistics import cap_slope, capped
 
-__all__ = ["entropy", "kl_divergence", "soft_cross_entropy"]
+__all__ = ["kl_divergence", "soft_cross_entropy"]
 
 
 def soft_cross_entropy(
@@ -121,59 +121,6 @@ def kl_divergence(
     return _kl_call(logits, target_logits, where, temperature, axis=axis, axis_name=axis_name)
 
 
-def entropy(
-    logits: ArrayLike,
-    *,
-    axis: int = -1,
-    where: ArrayLike | None = None,
-    temperature: ArrayLike | None = None,
-    base: float | None = None,
-    axis_name: AxisName = None,
-) -> jax.Array:
-    """The entropy of the softmax distribution.
-
-    H(p) = -Σⱼ pⱼ log pⱼ
-
-    Args:
-        logits: [..., V], floating.
-        axis: The class axis.
-        where: Which classes are present: boolean, of the shape of the logits or [V].
-        temperature: T ≥ 0 divides the logits; a scalar or one number per row.
-        base: Of the logarithm: None for nats, 2 for bits.
-        axis_name: The mesh axis, or axes, over which the classes are split, inside of `jax.shard_map`.
-
-    Returns:
-        [...] in nats, or in units of the base, float32 or wider; between 0 and log V.
-
-    Raises:
-        TypeError: The logits are not floating, or the mask is not boolean.
-        ValueError: The axis is out of range, the class axis is empty, a shape does not fit or an option is out of
-            range.
-
-    Numerics:
-        log1p(Σ of the other exponentials) + Σⱼ pⱼ (max z - zⱼ) / T, all terms ≥ 0: exact also where one class has
-        nearly all of the mass. 0 in a row without any class.
-
-    Gradient:
-        dzⱼ = -pⱼ (dⱼ - Σₖ pₖ dₖ) / T with d = (z - max z) / T. Kept: the arguments and two numbers per row. All modes,
-        as for `soft_cross_entropy`.
-
-    Example:
-        >>> import jax.numpy as jnp, jaxsoftmax
-        >>> print(jaxsoftmax.entropy(jnp.zeros((1, 8)), base=2))
-        [3.]
-
-    References:
-        C. E. Shannon, A Mathematical Theory of Communication, 1948.
-    """
-    checks.static_axis("entropy", axis, axis_name)
-    checks.numbers_in("entropy", 0, math.inf, temperature=temperature)
-    checks.positive("entropy", base=base)
-    if base == 1:
-        checks.fail(ValueError, "entropy", "base must not be 1", base=base)
-    return _entropy_call(logits, where, temperature, axis=axis, axis_name=axis_name, base=base)
-
-
 _jit = functools.partial(jax.jit, inline=True)
 
 
@@ -181,8 +128,6 @@ _jit = functools.partial(jax.jit, inline=True)
 #
 #   soft cross entropy   f = sum_j q_j (L - d_j), all terms >= 0. It is -sum_j q_j log p_j, so that df/dd is minus the
 #                        log-softmax rule at the cotangent q, and df/dq_j = L - d_j.
-#   entropy              f = L - sum_j p_j d_j.  dp_j = p_j (dd_j - sum p dd), dL = sum p dd, hence
-#                        df = -sum_j p_j (d_j - mu) dd_j with mu = sum p d: centred at the largest class, where d = 0.
 #   KL divergence        With a_j = (z_j - m_z - w_j + m_w) / T (z the model's logits, w the target's) and
 #                        D = log sum_j q_j exp(a_j):  delta_j = log p_j - log q_j = a_j - D.  Since sum p = sum q,
 #                        f = sum_j (p_j - q_j - q_j delta_j), each term >= 0: q_j phi(delta_j), phi(t) = exp(t) - 1 - t.
@@ -263,7 +208,7 @@ def _soft_tangent(options: DivergenceOptions, residuals: DivergenceResiduals, ta
     return arrays.row_sum(terms, axes)
 
 
-_soft_cross_entropy = rules.on_rows(_soft_forward, _soft_backward, _soft_tangent, without_one=True)
+_soft_cross_entropy = rules.on_rows(_soft_forward, _soft_backward, _soft_tangent, long_from=folds.LONG_SUMMED_TWICE)
 
 
 @functools.partial(_jit, static_argnames=("axis", "logit_cap", "axis_name"))
@@ -275,66 +220,9 @@ def _soft_cross_entropy_call(
     targets = checks.floating(name, targets=targets)
     checks.same_shape(name, logits=logits, targets=targets)
     logits, targets = meshes.split_alike(logits, targets)
-    axes, where, temperature = _common(name, logits, where, temperature, axis, axis_name)
+    axes, where, temperature = checks.rows(name, logits, where, temperature, axis, axis_name)
     options = DivergenceOptions(axes, None if logit_cap is None else float(logit_cap))
     return jnp.squeeze(_soft_cross_entropy(options, logits, targets, where, temperature), axes.one)
-
-
-def _common(
-    function: str, logits: jax.Array, where: Any, temperature: Any, axis: Any, axis_name: AxisName
-) -> tuple[Axes, Any, Any]:
-    axes = checks.class_axis(function, axis, axis_name, logits=logits)
-    where = checks.mask(function, where, logits, axes)
-    return axes, where, checks.per_row(function, "temperature", temperature, logits, axes)
-
-
-def _entropy_scaled(residuals: DivergenceResiduals) -> jax.Array:
-    return arrays.centred(arrays.present(residuals.logits, residuals.where), residuals.shift, residuals.temperature)
-
-
-def entropy_forward(axes: Axes, logits: Any, where: Any, temperature: Any) -> Any:
-    residuals = DivergenceResiduals(
-        logits, None, where, temperature, *arrays.excess(arrays.present(logits, where), axes, temperature)
-    )
-    again = residuals._replace(shift=arrays.opaque_off_cpu(residuals.shift))
-    return jnp.log1p(residuals.others) - _mean_logit(_entropy_scaled(again), residuals.others, axes), residuals
-
-
-def _mean_logit(scaled: jax.Array, others: jax.Array, axes: Axes) -> jax.Array:
-    """mu = sum p d, where absent classes have p = 0."""
-    return arrays.mean_under(jnp.exp(scaled), arrays.held(scaled), 1.0 + others, axes)
-
-
-def _entropy_slopes(axes: Axes, scaled: jax.Array, others: jax.Array) -> jax.Array:
-    """-p (d - mu)."""
-    centre = _mean_logit(scaled, others, axes)
-    return jnp.exp(scaled) * (centre - arrays.held(scaled)) * (1.0 / (1.0 + others))
-
-
-def entropy_backward(axes: Axes, residuals: DivergenceResiduals, cotangent: jax.Array) -> Any:
-    scaled = _entropy_scaled(residuals)
-    gradient = cotangent * _entropy_slopes(axes, scaled, residuals.others)
-    dlogits, dtemperature = arrays.to_inputs(gradient, scaled, residuals.temperature, axes)
-    return dlogits.astype(residuals.logits.dtype), None, dtemperature
-
-
-def entropy_tangent(axes: Axes, residuals: DivergenceResiduals, tangents: Any) -> jax.Array:
-    scaled = _entropy_scaled(residuals)
-    vector = arrays.from_inputs(tangents[0], tangents[2], scaled, residuals.temperature)
-    return arrays.row_sum(_entropy_slopes(axes, scaled, residuals.others) * vector, axes)
-
-
-_entropy = rules.on_rows(entropy_forward, entropy_backward, entropy_tangent, without_one=True)
-
-
-@functools.partial(_jit, static_argnames=("axis", "base", "axis_name"))
-def _entropy_call(
-    logits: Any, where: Any, temperature: Any, *, axis: int, base: float | None, axis_name: AxisName
-) -> jax.Array:
-    logits = checks.floating("entropy", logits=logits)
-    axes, where, temperature = _common("entropy", logits, where, temperature, axis, axis_name)
-    nats = jnp.squeeze(_entropy(axes, logits, where, temperature), axes.one)
-    return nats if base is None else nats / math.log(base)
 
 
 class KLResiduals(NamedTuple):
@@ -482,7 +370,13 @@ def kl_tangent(axes: Axes, residuals: KLResiduals, tangents: Any) -> jax.Array:
     return arrays.row_sum(by_model * model + by_target * target, axes)
 
 
-_kl = rules.on_rows(kl_forward, kl_backward, kl_tangent, without_one=True)
+_kl = rules.on_rows(
+    kl_forward,
+    kl_backward,
+    kl_tangent,
+    long_from=folds.LONG_WITHOUT_ONE,
+    value_long_from=folds.LONG_SUMMED_TWICE,
+)
 
 
 @functools.partial(_jit, static_argnames=("axis", "axis_name"))
@@ -495,5 +389,5 @@ def _kl_call(
     checks.same_shape(name, logits=logits, target_logits=target_logits)
     checks.same_dtype(name, logits=logits, target_logits=target_logits)
     logits, target_logits = meshes.split_alike(logits, target_logits)
-    axes, where, temperature = _common(name, logits, where, temperature, axis, axis_name)
+    axes, where, temperature = checks.rows(name, logits, where, temperature, axis, axis_name)
     return jnp.squeeze(_kl(axes, logits, target_logits, where, temperature), axes.one)

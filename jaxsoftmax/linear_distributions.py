@@ -7,19 +7,10 @@ from typing import Any, NamedTuple
 import jax
 from jax.typing import ArrayLike
 
-from jaxsoftmax._core import blocks, checks, meshes, row_rules, streams
+from jaxsoftmax._core import blocks, checks, folds, meshes, row_rules, streams
 from jaxsoftmax._core.meshes import Axes, AxisName
-from jaxsoftmax.divergences import (
-    DivergenceOptions,
-    DivergenceResiduals,
-    KLResiduals,
-    entropy_backward,
-    entropy_forward,
-    entropy_tangent,
-    kl_backward,
-    kl_forward,
-    kl_tangent,
-)
+from jaxsoftmax.divergences import DivergenceOptions, KLResiduals, kl_backward, kl_forward, kl_tangent
+from jaxsoftmax.entropies import EntropyResiduals, entropy_backward, entropy_forward, entropy_tangent
 from jaxsoftmax.linear_rows import (
     Statics,
     cap_of,
@@ -217,7 +208,7 @@ def linear_kl_divergence(
     return _kl_call(student, teacher, weights, where, temperature, reduction=reduction, statics=statics)
 
 
-# The rules are those of the dense operations (divergences.py), on the logits of a block.
+# The rules are those of the dense operations (divergences.py, entropies.py), on the logits of a block.
 
 
 class _EntropyNumbers(NamedTuple):
@@ -229,9 +220,9 @@ class _EntropyNumbers(NamedTuple):
 
 def _entropy_residuals(
     options: DivergenceOptions, logits: Any, rows: Any, numbers: _EntropyNumbers
-) -> DivergenceResiduals:
+) -> EntropyResiduals:
     values = capped(logits[0], None, options.logit_cap)
-    return DivergenceResiduals(values, None, None, rows[0], *numbers)
+    return EntropyResiduals(values, None, rows[0], *numbers)
 
 
 def _entropy_rows_forward(options: DivergenceOptions, logits: Any, rows: Any) -> Any:
@@ -256,7 +247,9 @@ def _entropy_rows_tangent(
     return entropy_tangent(options.axes, residuals, (tangent, None, trows[0]))
 
 
-_ENTROPY = row_rules.by_columns(_entropy_rows_forward, _entropy_rows_backward, _entropy_rows_tangent, without_one=True)
+_ENTROPY = row_rules.by_columns(
+    _entropy_rows_forward, _entropy_rows_backward, _entropy_rows_tangent, long_from=folds.LONG_WITHOUT_ONE
+)
 
 
 class _KLNumbers(NamedTuple):
@@ -289,7 +282,7 @@ def _kl_rows_tangent(axes: Axes, logits: Any, rows: Any, numbers: Any, along: An
     return kl_tangent(axes, _kl_residuals(logits, rows, numbers), (*along, None, trows[0]))
 
 
-_KL = row_rules.by_columns(_kl_rows_forward, _kl_rows_backward, _kl_rows_tangent, without_one=True)
+_KL = row_rules.by_columns(_kl_rows_forward, _kl_rows_backward, _kl_rows_tangent, long_from=folds.LONG_WITHOUT_ONE)
 
 
 _jit = functools.partial(jax.jit, inline=True)

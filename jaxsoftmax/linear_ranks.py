@@ -161,7 +161,7 @@ def _top_k(
 
     def function_of_block(logits: Any, block: Any, _: Any) -> Any:
         values = capped(logits[0], None, cap_of(statics))
-        class_axes, shown = row_rules.seen(axes, values, without_one=True)
+        class_axes, shown = row_rules.seen(axes, values, long_from=folds.LONG_WITHOUT_ONE)
         scale = shown(block.rows[0])
         numbers = *arrays.excess(shown(values), class_axes, scale), scale
         largest, others, scale = jax.tree.map(lambda x: folds.in_one_row(x, class_axes), numbers)

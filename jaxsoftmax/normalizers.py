@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
-from jaxsoftmax._core import arrays, checks, meshes, rules, scalars
+from jaxsoftmax._core import arrays, checks, folds, meshes, rules, scalars
 from jaxsoftmax._core.meshes import Axes, AxisName
 
 __all__ = ["log_softmax", "logsumexp", "smooth_max", "softmax"]
@@ -290,9 +290,10 @@ def softmax_probabilities(scaled: jax.Array, total: jax.Array) -> jax.Array:
 
 def softmax_jacobian(scaled_by: Scaled, shift: jax.Array, total: jax.Array, vector: jax.Array, axes: Axes) -> jax.Array:
     """J v = p ((v - c) - sum p (v - c))."""
-    centre = centre_of(scaled_by(arrays.opaque(shift)), total, vector, axes)
+    centre = centre_of(scaled_by(arrays.between_passes(shift, axes)), total, vector, axes)
     mean = arrays.mean_under(jnp.exp(scaled_by(shift)), vector - centre, total, axes)
-    return softmax_probabilities(scaled_by(arrays.opaque(shift)), total) * ((vector - arrays.opaque(centre)) - mean)
+    vector = vector - arrays.between_passes(centre, axes)
+    return softmax_probabilities(scaled_by(arrays.between_passes(shift, axes)), total) * (vector - mean)
 
 
 def centre_of(scaled: jax.Array, total: jax.Array, vector: jax.Array, axes: Axes) -> jax.Array:
@@ -302,7 +303,7 @@ def centre_of(scaled: jax.Array, total: jax.Array, vector: jax.Array, axes: Axes
     is no more than logits differ that the compiler computes anew, so it must not do so with c: what one sum takes off
     and another puts back has to be the same number.
     """
-    return arrays.opaque(arrays.row_sum(vector * _largest(scaled), axes) * arrays.positive(2.0 - total))
+    return arrays.between_passes(arrays.row_sum(vector * _largest(scaled), axes) * arrays.positive(2.0 - total), axes)
 
 
 def _largest(scaled: jax.Array) -> jax.Array:
@@ -379,7 +380,9 @@ def _log_softmax_tangent(axes: Axes, residuals: _Residuals, tangents: Any) -> ja
     return log_softmax_push(scaled, residuals.total, vector, axes).astype(residuals.logits.dtype)
 
 
-_log_softmax = rules.on_rows(_log_softmax_forward, _log_softmax_backward, _log_softmax_tangent, without_one=True)
+_log_softmax = rules.on_rows(
+    _log_softmax_forward, _log_softmax_backward, _log_softmax_tangent, long_from=folds.LONG_WITHOUT_ONE
+)
 
 
 class _SumResiduals(NamedTuple):
@@ -487,4 +490,6 @@ def _smooth_max_tangent(axes: Axes, residuals: _Residuals, tangents: Any) -> jax
     return (tangent + by_temperature * tangents[2]).astype(residuals.logits.dtype)
 
 
-_smooth_max = rules.on_rows(_smooth_max_forward, _smooth_max_backward, _smooth_max_tangent, without_one=True)
+_smooth_max = rules.on_rows(
+    _smooth_max_forward, _smooth_max_backward, _smooth_max_tangent, long_from=folds.LONG_WITHOUT_ONE
+)

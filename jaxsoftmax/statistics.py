@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
-from jaxsoftmax._core import arrays, checks, meshes, rules, scalars
+from jaxsoftmax._core import arrays, checks, folds, meshes, rules, scalars
 from jaxsoftmax._core.meshes import Axes, AxisName
 
 __all__ = ["RowStatistics", "row_statistics"]
@@ -363,4 +363,6 @@ def dense_tangent(options: DenseOptions, residuals: DenseResiduals, tangents: An
     return (*out, None if classes is None else jnp.zeros_like(classes))
 
 
-_dense = rules.on_rows(dense_forward, dense_backward, dense_tangent, without_one=True, whole_backward=True)
+_dense = rules.on_rows(
+    dense_forward, dense_backward, dense_tangent, value_long_from=folds.LONG_WITHOUT_ONE, whole_backward=True
+)

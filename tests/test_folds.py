@@ -14,13 +14,13 @@ from jaxsoftmax._core import folds
 from jaxsoftmax._core.meshes import Axes
 
 
-def groups(logits, *dims, without_one=False):
+def groups(logits, *dims, long_from=folds.LONG + 1):
     """Of an array, or of zeros of a shape."""
     found = []
     logits = jnp.zeros(logits, jnp.bfloat16) if isinstance(logits, tuple) else logits
 
     def see(logits):
-        fold = folds.fold_of(Axes(dims), logits, without_one=without_one)
+        fold = folds.fold_of(Axes(dims), logits, long_from=long_from)
         found.append(1 if fold is None else fold.sizes[0])
 
     jax.eval_shape(see, logits)
@@ -40,7 +40,9 @@ def test_parts():
 def test_parts_for_a_sum_without_one_class():
     """Of shorter rows too, unless there are many."""
     shapes = (2, 4096), (2, 8192), (2, 32_000), (4095, 8192), (4096, 8192), (2, 4, 8192), (64, 64, 8192)
-    assert [groups(shape, len(shape) - 1, without_one=True) for shape in shapes] == [1, 4, 16, 4, 1, 4, 1]
+    without_one, twice = folds.LONG_WITHOUT_ONE, folds.LONG_SUMMED_TWICE
+    assert [groups(shape, len(shape) - 1, long_from=without_one) for shape in shapes] == [1, 4, 16, 4, 1, 4, 1]
+    assert [groups((2, width), 1, long_from=twice) for width in (2048, 2049, 2050, 4096)] == [1, 3, 2, 2]
     assert all(groups(shape, len(shape) - 1) == 1 for shape in shapes)
 
 

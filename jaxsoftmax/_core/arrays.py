@@ -25,6 +25,7 @@ __all__ = [
     "above_bottom",
     "absence",
     "anew",
+    "between_passes",
     "centred",
     "common_dtype",
     "compute_dtype",
@@ -83,6 +84,15 @@ def opaque(x: jax.Array) -> jax.Array:
 def opaque_off_cpu(x: jax.Array) -> jax.Array:
     """`opaque` on an accelerator and nothing on a CPU, for a pass that there gains from what another has written."""
     return x if jax.default_backend() == "cpu" else opaque(x)
+
+
+def between_passes(x: jax.Array, axes: Axes) -> jax.Array:
+    """A number per row that one pass over the classes has made, for the next one.
+
+    `opaque` on an accelerator, which must not compute it twice, and where a CPU's passes are kernels of their own, over
+    folded rows. Else XLA:CPU makes one kernel of them all; it never computes a sum twice.
+    """
+    return opaque(x) if len(axes.dims) > 1 else opaque_off_cpu(x)
 
 
 def anew(shift: jax.Array, logits: jax.Array, axes: Axes) -> jax.Array:
@@ -344,7 +354,7 @@ def excess(logits: jax.Array, axes: Axes, temperature: jax.Array | None) -> tupl
 
     The latter is exact to the last digit however small, and 0 in a row without any class.
     """
-    if len(axes.dims) == 2 and not axes.mesh and folds.is_folded(logits, axes, without_one=True):
+    if len(axes.dims) == 2 and not axes.mesh and folds.is_folded(logits, axes, long_from=folds.LONG_SUMMED_TWICE):
         return _excess_of_parts(logits, axes, temperature)
     shift = row_max(logits, axes, constant=False)
     terms = jnp.exp(centred(logits, shift, temperature))

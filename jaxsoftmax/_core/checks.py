@@ -276,6 +276,15 @@ def per_row(function: str, name: str, value: ArrayLike | None, logits: jax.Array
     return meshes.split_like(converted, logits)
 
 
+def rows(
+    function: str, logits: jax.Array, where: Any, temperature: Any, axis: Any, axis_name: AxisName
+) -> tuple[Axes, jax.Array | None, jax.Array | None]:
+    """The one class axis, and mask and temperature of the logits' rank."""
+    axes = class_axis(function, axis, axis_name, logits=logits)
+    where = mask(function, where, logits, axes)
+    return axes, where, per_row(function, "temperature", temperature, logits, axes)
+
+
 def labels(function: str, labels: ArrayLike, logits: jax.Array, axes: Axes, owner: str = "logits") -> jax.Array:
     """Integer labels, one per row of the logits (or another owner), with the class axis back at size 1."""
     converted = _whole_numbers(function, "labels", labels)

@@ -21,10 +21,10 @@ from jaxsoftmax._core.meshes import Axes
 __all__ = ["Fold", "axes_of", "fold_of", "in_one_row", "is_folded", "sum_along", "with_axes"]
 
 # Rows of more classes are long. So are, where one class is left out of a sum, those of as many as the second number and
-# more; but of 2**12 rows and more XLA:CPU makes one kernel, from the maximum to what is written, and log_softmax takes
-# less time in it.
+# more, and of the third, where another sum follows from that one. But of 2**12 rows and more XLA:CPU makes one kernel,
+# from the maximum to what is written, which takes less time than the sums of parts.
 LONG = 2**15
-LONG_WITHOUT_ONE, MANY_ROWS = 2**13, 2**12
+LONG_WITHOUT_ONE, LONG_SUMMED_TWICE, MANY_ROWS = 2**13, 2**11, 2**12
 # The longest parts and the shortest. Where no size in between divides the width, rows stay whole.
 LONGEST = 2**11
 SHORTEST = 2**6
@@ -63,27 +63,34 @@ def with_axes(options: Any, axes: Axes) -> Any:
     return axes if isinstance(options, Axes) else options._replace(axes=axes)
 
 
-def fold_of(axes: Axes, logits: jax.Array, *, without_one: bool = False) -> Fold | None:
-    """How rows of logits are folded, to leave one class out of a sum or not; None for those that are not long."""
+def fold_of(axes: Axes, logits: jax.Array, *, long_from: int = LONG + 1) -> Fold | None:
+    """How rows of logits are folded; None for those that are not long. See `are_long`."""
     last = logits.ndim - 1
-    if axes.dims != (last,) or not _are_long(logits, axes, without_one):
+    if axes.dims != (last,) or not are_long(logits, axes, long_from):
         return None
     classes = logits.shape[last]
     groups = _groups(classes, LONGEST, SHORTEST)
     return None if groups == 1 else Fold(axes._replace(dims=(last, last + 1)), (groups, classes // groups))
 
 
-def _are_long(logits: jax.Array, axes: Axes, without_one: bool) -> bool:
-    """Whether these are long rows, of a known number of classes, on a CPU.
+def are_long(logits: jax.Array, axes: Axes, long_from: int = LONG + 1) -> bool:
+    """Whether these are long rows, of a known number of classes, on a CPU: of more than LONG, or few of `long_from`.
 
     Not where JAX divides the work over a mesh: a fold might run across a cut, and everything would be exchanged.
     """
-    classes, size = axes.size(logits), logits.size
+    classes = axes.size(logits)
     if jax.default_backend() != "cpu" or not isinstance(classes, int):
         return False
-    few = isinstance(size, int) and size < MANY_ROWS * classes and not axes.mesh
-    long = classes > LONG or (without_one and few and classes >= LONG_WITHOUT_ONE)
+    few = isinstance(logits.size, int) and not axes.mesh and not are_many(logits, axes)
+    long = classes > LONG or (few and classes >= long_from)
     return long and meshes.devices_beside(logits) == 1
+
+
+def are_many(logits: jax.Array, axes: Axes) -> bool:
+    """Whether there are so many rows that XLA:CPU makes one kernel of all that is done with them."""
+    classes, size = axes.size(logits), logits.size
+    known = isinstance(classes, int) and isinstance(size, int)
+    return jax.default_backend() == "cpu" and known and size >= MANY_ROWS * classes
 
 
 @functools.cache
@@ -98,10 +105,10 @@ def in_one_row(x: jax.Array, axes: Axes) -> jax.Array:
     return x if len(axes.dims) == 1 else x.reshape(*x.shape[:-2], x.shape[-2] * x.shape[-1])
 
 
-def is_folded(x: jax.Array, axes: Axes, *, without_one: bool = False) -> bool:
+def is_folded(x: jax.Array, axes: Axes, *, long_from: int = LONG + 1) -> bool:
     """Whether rows are long and have several class axes, those of a fold or the user's."""
     *outer, inner = axes.dims
-    return bool(outer) and inner == x.ndim - 1 and _are_long(x, axes, without_one) and x.shape[inner] >= SHORTEST
+    return bool(outer) and inner == x.ndim - 1 and are_long(x, axes, long_from) and x.shape[inner] >= SHORTEST
 
 
 def sum_along(x: jax.Array, axes: Axes) -> jax.Array:

@@ -36,7 +36,7 @@ def zeros_where(which: jax.Array, values: Any) -> Any:
 
 
 def seen(
-    options: Any, logits: jax.Array, *, without_one: bool = False, whole: bool = False
+    options: Any, logits: jax.Array, *, long_from: int = folds.LONG + 1, whole: bool = False
 ) -> tuple[Any, Callable[[Any], Any]]:
     """How an operation of logits in memory sees a block of them, [B, V].
 
@@ -44,7 +44,7 @@ def seen(
     and numbers per row, [B], into arrays of one rank: rows, folded where they are long and not to stay whole, and
     columns.
     """
-    fold = None if whole else folds.fold_of(folds.axes_of(options), logits, without_one=without_one)
+    fold = None if whole else folds.fold_of(folds.axes_of(options), logits, long_from=long_from)
 
     def shown(x: jax.Array) -> jax.Array:
         x = x[:, None] if x.ndim == 1 else x
@@ -63,7 +63,7 @@ def by_columns(
     backward: Callable[..., Any],
     tangent: Callable[..., Any],
     *,
-    without_one: bool = False,
+    long_from: int = folds.LONG + 1,
     whole_forward: Callable[[Any], bool] = lambda options: False,
     whole_backward: bool = False,
     **more: Any,
@@ -74,7 +74,7 @@ def by_columns(
     """
 
     def on_rows(options: Any, logits: Any, rows: Any) -> Any:
-        options, shown = seen(options, logits[0], without_one=without_one, whole=whole_forward(options))
+        options, shown = seen(options, logits[0], long_from=long_from, whole=whole_forward(options))
         return _per_row(forward(options, shown(logits), shown(rows)))
 
     def pull(options: Any, logits: Any, rows: Any, numbers: Any, cotangents: Any) -> Any:

@@ -99,7 +99,8 @@ def on_rows(
     backward: Callable[..., Any],
     tangent: Callable[..., Any],
     *,
-    without_one: bool = False,
+    long_from: int = folds.LONG + 1,
+    value_long_from: int | None = None,
     whole_backward: bool = False,
 ) -> Callable[..., Any]:
     """`operation` on rows of logits, which its rules see with two class axes where they are long (see `folds`).
@@ -107,15 +108,16 @@ def on_rows(
     Of arguments and residuals the first floating array has the logits. The options are the class axes, or have them;
     arguments, residuals and outputs have the rank of the logits.
 
-    More rows are long to a forward rule that leaves one class out of a sum. With `whole_backward` the backward rule is
-    given its rows as they are: one that sums nothing, or what is written out anyway, is faster so, for what comes of a
-    folded row is not written in its place. And then the exponentials of both are better computed once; more rows are
-    long only where nothing is differentiated.
+    Few rows are long to the forward rule from the first number of classes on, and from the second, by default the same,
+    where nothing is differentiated. With `whole_backward` the backward rule is given its rows as they are: one that
+    sums nothing, or what is written out anyway, is faster so, for what comes of a folded row is not written in its
+    place.
     """
+    value_from = long_from if value_long_from is None else value_long_from
 
-    def fold_of(options: Any, arrays: Any, *, without_one: bool = False) -> Any:
+    def fold_of(options: Any, arrays: Any, long_from: int = folds.LONG + 1) -> Any:
         logits = next(x for x in jax.tree.leaves(arrays) if jnp.issubdtype(x.dtype, jnp.floating))
-        return folds.fold_of(folds.axes_of(options), logits, without_one=without_one)
+        return folds.fold_of(folds.axes_of(options), logits, long_from=long_from)
 
     def folded(rule: Callable[..., Any]) -> Callable[..., Any]:
         """A backward or a tangent rule."""
@@ -130,8 +132,8 @@ def on_rows(
         return call
 
     @functools.wraps(forward)
-    def forward_rule(options: Any, *args: Any, without_one: bool = without_one and not whole_backward) -> Any:
-        fold = fold_of(options, args, without_one=without_one)
+    def forward_rule(options: Any, *args: Any, long_from: int = long_from) -> Any:
+        fold = fold_of(options, args, long_from)
         if fold is None:
             return forward(options, *args)
         seen = jax.tree.map(fold.into, args)
@@ -142,7 +144,7 @@ def on_rows(
         return jax.tree.map(fold.back, out), kept
 
     def value(options: Any, *args: Any) -> Any:
-        return forward_rule(options, *args, without_one=without_one)[0]
+        return forward_rule(options, *args, long_from=value_from)[0]
 
     return operation(forward_rule, backward if whole_backward else folded(backward), folded(tangent), value)
 

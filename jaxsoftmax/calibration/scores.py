@@ -16,7 +16,7 @@ from jax.typing import ArrayLike
 
 from jaxsoftmax._core import arrays, checks, scalars
 from jaxsoftmax._core.meshes import Axes
-from jaxsoftmax.divergences import entropy
+from jaxsoftmax.entropies import entropy
 from jaxsoftmax.normalizers import log_softmax, logsumexp, smooth_max, softmax
 from jaxsoftmax.statistics import RowStatistics, row_statistics
 

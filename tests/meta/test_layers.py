@@ -28,7 +28,7 @@ CORE = {
     "_core.streams",
 }
 L1 = {"normalizers", "statistics"}
-L2 = {"objectives", "relaxations", "divergences", "hinges", "linear_rows"}
+L2 = {"objectives", "relaxations", "divergences", "entropies", "hinges", "linear_rows"}
 L3 = {"losses", "binary_losses", "linear", "linear_distributions", "linear_ranks", "sharding"}
 UP_TO_L3 = CORE | L1 | L2 | L3
 L4_MODULES = ("metrics", "resampling", "smooth_metrics", "summaries")
@@ -53,6 +53,7 @@ ALLOWED: dict[str, set[str]] = {
     "objectives": CORE | {"statistics"},
     "relaxations": CORE | {"normalizers"},
     "divergences": CORE | L1,
+    "entropies": CORE,
     "losses": CORE | L1 | L2,
     "binary_losses": CORE | L1 | L2,
     "linear_rows": CORE | L1,
