@@ -10,6 +10,7 @@ import scipy.special
 
 import jaxsoftmax
 from jaxsoftmax import divergences
+from jaxsoftmax._core import folds
 from tests import oracles
 from tests.helpers import assert_contract, compiled, cotangents, hessian_products, masks, planted, value_and_gradients
 
@@ -76,6 +77,36 @@ def test_kl_divergence(classes):
 def test_entropy(classes):
     logits = planted(classes).logits[:: 4 if classes == 1000 else 1]
     check_entropy(logits)
+
+
+@pytest.fixture
+def many_rows(monkeypatch):
+    """Any number of rows is many: on a CPU what is done with them is one kernel."""
+    monkeypatch.setattr(folds, "MANY_ROWS", 1)
+    jax.clear_caches()
+    yield
+    jax.clear_caches()
+
+
+@pytest.mark.usefixtures("many_rows")
+@pytest.mark.parametrize("classes", [17, 100])
+def test_entropy_of_many_rows(classes):
+    logits = planted(classes).logits[::2]
+    temperature = np.linspace(0.25, 4.0, len(logits)).astype(np.float32)
+    check_entropy(logits)
+    check_entropy(logits, where=masks(*logits.shape), temperature=temperature, base=2)
+
+
+def test_entropy_of_as_many_rows_as_there_have_to_be(monkeypatch):
+    logits = np.random.default_rng(3).normal(size=(folds.MANY_ROWS, 17)).astype(np.float32)
+    logits[0] = -np.inf
+    logits[1] = [60.0, *np.zeros(16)]
+    values = jaxsoftmax.entropy(logits)
+    monkeypatch.setattr(folds, "MANY_ROWS", folds.MANY_ROWS + 1)
+    jax.clear_caches()
+    np.testing.assert_allclose(values, jaxsoftmax.entropy(logits), rtol=2e-6)
+    np.testing.assert_allclose(values[:2], [0.0, 16 * 61 * np.exp(-60.0)], rtol=1e-6)
+    jax.clear_caches()
 
 
 def check_entropy(logits, *, where=None, temperature=None, base=None):

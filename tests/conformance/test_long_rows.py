@@ -5,7 +5,7 @@ import re
 import jax
 import pytest
 
-from jaxsoftmax._core import folds
+from jaxsoftmax._core import arrays, folds
 from tests.conformance import laws
 from tests.conformance.operations import OPERATIONS
 
@@ -49,6 +49,16 @@ def folded():
 @pytest.mark.parametrize("name", NAMES)
 def test_law(name, law, forward):
     assert not laws.mistakes(law, OPERATIONS[name], forward, laws.expected(law, OPERATIONS[name]))
+
+
+@pytest.mark.parametrize(("law", "forward"), WAYS, ids=["custom_vjp", "custom_jvp"])
+def test_many_rows(monkeypatch, law, forward):
+    """On a CPU the entropy of many rows, not short ones, is made in one kernel."""
+    monkeypatch.setattr(folds, "MANY_ROWS", 1)
+    monkeypatch.setattr(arrays, "SHORT_ROW", 0)
+    jax.clear_caches()
+    assert not laws.mistakes(law, OPERATIONS["entropy"], forward, laws.expected(law, OPERATIONS["entropy"]))
+    jax.clear_caches()
 
 
 @pytest.mark.usefixtures("folded")
