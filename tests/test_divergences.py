@@ -109,6 +109,26 @@ def test_entropy_of_as_many_rows_as_there_have_to_be(monkeypatch):
     jax.clear_caches()
 
 
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, np.float16])
+@pytest.mark.parametrize("name", ["entropy", "soft_cross_entropy"])
+def test_many_rows_of_half_precision_made_by_the_program(name, dtype):
+    """The compiler may leave out the rounding of the logits, but everywhere or nowhere."""
+    rng = np.random.default_rng(1)
+    shape = folds.MANY_ROWS, 64
+    given = [jnp.asarray(rng.normal(size=shape) * 8, dtype), jnp.asarray(rng.uniform(0.5, 1.5, shape), dtype)]
+    others = [np.full(shape, 1 / 64, np.float32)] if name == "soft_cross_entropy" else []
+
+    def function(logits):
+        return getattr(jaxsoftmax, name)(logits, *others)
+
+    value = jax.jit(lambda z, a: function(z * a))(*given)
+    rounded = np.asarray(given[0] * given[1], np.float64)
+    unrounded = np.asarray(given[0], np.float64) * np.asarray(given[1], np.float64)
+    with jax.enable_x64(True):
+        errors = [np.abs(np.asarray(value) / np.asarray(function(z)) - 1).max() for z in (rounded, unrounded)]
+    assert min(errors) < 2e-6
+
+
 def check_entropy(logits, *, where=None, temperature=None, base=None):
     dtype = np.float64 if logits.dtype == np.float64 else np.float32
     cotangent = cotangents(len(logits), dtype=dtype)

@@ -150,7 +150,8 @@ def present(logits: jax.Array, where: jax.Array | None) -> jax.Array:
     """The logits with absent classes at -inf; whatever stood there, NaN included, is gone.
 
     Those of half precision are made opaque. In a program that computes them itself the compiler may leave out their
-    rounding in one use and not in another; between a maximum and a sum that is more than exp can take.
+    rounding in one use and not in another; between a maximum and a sum that is more than exp can take. Of many rows on
+    a CPU jax 0.10 leaves it out even so, wherever logits are widened in the one kernel.
     """
     if logits.dtype != compute_dtype(logits.dtype):
         logits = opaque(logits)
@@ -354,6 +355,10 @@ def excess(logits: jax.Array, axes: Axes, temperature: jax.Array | None) -> tupl
 
     The latter is exact to the last digit however small, and 0 in a row without any class.
     """
+    if folds.are_many(logits, axes):
+        # In one kernel the exponentials may be of logits whose rounding has been left out (jax 0.10; see `present`). So
+        # must the maximum be, which in half precision would be of rounded ones.
+        logits = logits.astype(compute_dtype(logits.dtype))
     if len(axes.dims) == 2 and not axes.mesh and folds.is_folded(logits, axes, long_from=folds.LONG_SUMMED_TWICE):
         return _excess_of_parts(logits, axes, temperature)
     shift = row_max(logits, axes, constant=False)

@@ -9,6 +9,7 @@ And where one class is left out of the sum, the largest or the label, it has to 
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -18,7 +19,17 @@ from jax import lax
 from jaxsoftmax._core import meshes
 from jaxsoftmax._core.meshes import Axes
 
-__all__ = ["Fold", "axes_of", "fold_of", "in_one_row", "is_folded", "sum_along", "with_axes"]
+__all__ = [
+    "Fold",
+    "are_many",
+    "axes_of",
+    "fold_of",
+    "in_one_row",
+    "is_folded",
+    "max_along",
+    "sum_along",
+    "with_axes",
+]
 
 # Rows of more classes are long. So are, where one class is left out of a sum, those of as many as the second number and
 # more, and of the third, where another sum follows from that one. But of 2**12 rows and more XLA:CPU makes one kernel,
@@ -64,16 +75,16 @@ def with_axes(options: Any, axes: Axes) -> Any:
 
 
 def fold_of(axes: Axes, logits: jax.Array, *, long_from: int = LONG + 1) -> Fold | None:
-    """How rows of logits are folded; None for those that are not long. See `are_long`."""
+    """How rows of logits are folded; None for those that are not long. See `_are_long`."""
     last = logits.ndim - 1
-    if axes.dims != (last,) or not are_long(logits, axes, long_from):
+    if axes.dims != (last,) or not _are_long(logits, axes, long_from):
         return None
     classes = logits.shape[last]
     groups = _groups(classes, LONGEST, SHORTEST)
     return None if groups == 1 else Fold(axes._replace(dims=(last, last + 1)), (groups, classes // groups))
 
 
-def are_long(logits: jax.Array, axes: Axes, long_from: int = LONG + 1) -> bool:
+def _are_long(logits: jax.Array, axes: Axes, long_from: int = LONG + 1) -> bool:
     """Whether these are long rows, of a known number of classes, on a CPU: of more than LONG, or few of `long_from`.
 
     Not where JAX divides the work over a mesh: a fold might run across a cut, and everything would be exchanged.
@@ -108,13 +119,22 @@ def in_one_row(x: jax.Array, axes: Axes) -> jax.Array:
 def is_folded(x: jax.Array, axes: Axes, *, long_from: int = LONG + 1) -> bool:
     """Whether rows are long and have several class axes, those of a fold or the user's."""
     *outer, inner = axes.dims
-    return bool(outer) and inner == x.ndim - 1 and are_long(x, axes, long_from) and x.shape[inner] >= SHORTEST
+    return bool(outer) and inner == x.ndim - 1 and _are_long(x, axes, long_from) and x.shape[inner] >= SHORTEST
 
 
 def sum_along(x: jax.Array, axes: Axes) -> jax.Array:
     """Sum over the class axes, kept with size 1; of a long row with several along the last one first."""
+    return _reduced(jnp.sum, x, axes)
+
+
+def max_along(x: jax.Array, axes: Axes) -> jax.Array:
+    """The maximum, in the same way. Not needed where there is nothing to compute on the way to it."""
+    return _reduced(jnp.max, x, axes)
+
+
+def _reduced(reduce: Callable[..., jax.Array], x: jax.Array, axes: Axes) -> jax.Array:
     if not is_folded(x, axes):
-        return jnp.sum(x, axis=axes.dims, keepdims=True)
+        return reduce(x, axis=axes.dims, keepdims=True)
     *outer, inner = axes.dims
-    parts = lax.optimization_barrier(jnp.sum(x, axis=inner, keepdims=True))
-    return jnp.sum(parts, axis=tuple(outer), keepdims=True)
+    parts = lax.optimization_barrier(reduce(x, axis=inner, keepdims=True))
+    return reduce(parts, axis=tuple(outer), keepdims=True)
