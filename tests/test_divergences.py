@@ -109,24 +109,34 @@ def test_entropy_of_as_many_rows_as_there_have_to_be(monkeypatch):
     jax.clear_caches()
 
 
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, np.float16])
-@pytest.mark.parametrize("name", ["entropy", "soft_cross_entropy"])
-def test_many_rows_of_half_precision_made_by_the_program(name, dtype):
-    """The compiler may leave out the rounding of the logits, but everywhere or nowhere."""
+def made_by_a_program(function, dtype):
+    """What it gives of products, for many rows, and of the products as numbers of float64, rounded and unrounded."""
     rng = np.random.default_rng(1)
     shape = folds.MANY_ROWS, 64
     given = [jnp.asarray(rng.normal(size=shape) * 8, dtype), jnp.asarray(rng.uniform(0.5, 1.5, shape), dtype)]
-    others = [np.full(shape, 1 / 64, np.float32)] if name == "soft_cross_entropy" else []
-
-    def function(logits):
-        return getattr(jaxsoftmax, name)(logits, *others)
-
-    value = jax.jit(lambda z, a: function(z * a))(*given)
+    result = jax.jit(lambda z, a: function(z * a))(*given)
     rounded = np.asarray(given[0] * given[1], np.float64)
-    unrounded = np.asarray(given[0], np.float64) * np.asarray(given[1], np.float64)
+    unrounded = np.asarray(given[0], np.float32) * np.asarray(given[1], np.float32)
     with jax.enable_x64(True):
-        errors = [np.abs(np.asarray(value) / np.asarray(function(z)) - 1).max() for z in (rounded, unrounded)]
-    assert min(errors) < 2e-6
+        return np.asarray(result, np.float64), [np.asarray(function(np.float64(z))) for z in (rounded, unrounded)]
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, np.float16])
+@pytest.mark.parametrize("name", ["entropy", "soft_cross_entropy"])
+def test_many_rows_of_half_precision_made_by_a_program(name, dtype):
+    """The compiler may leave out the rounding of the logits, but everywhere or nowhere."""
+    others = [np.full((folds.MANY_ROWS, 64), 1 / 64, np.float32)] if name == "soft_cross_entropy" else []
+    result, exact = made_by_a_program(lambda z: getattr(jaxsoftmax, name)(z, *others), dtype)
+    assert min(np.abs(result / e - 1).max() for e in exact) < 2e-6
+
+
+def test_softmax_gradient_of_many_rows_of_half_precision_made_by_a_program():
+    """Relative to the largest of its row."""
+    cotangent = np.eye(64, dtype=np.float32)[np.arange(folds.MANY_ROWS) % 64]
+    result, exact = made_by_a_program(
+        lambda z: jax.vjp(jaxsoftmax.softmax, z)[1](cotangent.astype(z.dtype))[0], jnp.bfloat16
+    )
+    assert min((np.abs(result - e) / np.abs(e).max(axis=1, keepdims=True)).max() for e in exact) < 0.01
 
 
 def check_entropy(logits, *, where=None, temperature=None, base=None):

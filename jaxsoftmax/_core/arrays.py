@@ -166,9 +166,13 @@ def present(logits: jax.Array, where: jax.Array | None) -> jax.Array:
 def row_max(logits: jax.Array, axes: Axes, *, constant: bool = True) -> jax.Array:
     """The largest logit of each row; the lowest finite number where no class is present.
 
-    In the logits' own dtype, where it is exact and fast. To differentiation it is a constant, always so on a mesh.
+    In the logits' own dtype, where it is exact and fast; but of many rows on a CPU the exponentials may be of logits
+    whose rounding has been left out (see `present`), and so must the maximum be. To differentiation it is a constant,
+    always so on a mesh.
     """
     lowest, wide = float(jnp.finfo(logits.dtype).min), compute_dtype(logits.dtype)
+    if folds.are_many(logits, axes):
+        logits = logits.astype(wide)
     if constant or axes.mesh:
         logits = lax.stop_gradient(logits)
     return meshes.largest_of(jnp.max(logits, axis=axes.dims, keepdims=True, initial=lowest).astype(wide), axes)
@@ -355,10 +359,6 @@ def excess(logits: jax.Array, axes: Axes, temperature: jax.Array | None) -> tupl
 
     The latter is exact to the last digit however small, and 0 in a row without any class.
     """
-    if folds.are_many(logits, axes):
-        # In one kernel the exponentials may be of logits whose rounding has been left out (jax 0.10; see `present`). So
-        # must the maximum be, which in half precision would be of rounded ones.
-        logits = logits.astype(compute_dtype(logits.dtype))
     if len(axes.dims) == 2 and not axes.mesh and folds.is_folded(logits, axes, long_from=folds.LONG_SUMMED_TWICE):
         return _excess_of_parts(logits, axes, temperature)
     shift = row_max(logits, axes, constant=False)
