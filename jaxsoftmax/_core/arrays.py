@@ -146,12 +146,16 @@ def _sums_at_once_tangent(axes: Axes, primals: Any, tangents: Any) -> Any:
     return _sums_at_once(axes, *primals), tuple(own_sum(t, axes) for t in tangents)
 
 
+# Seen with 0.10, and no longer with 0.12.
+LEAVES_OUT_ROUNDING = jax.__version_info__ < (0, 12)
+
+
 def present(logits: jax.Array, where: jax.Array | None) -> jax.Array:
     """The logits with absent classes at -inf; whatever stood there, NaN included, is gone.
 
     Those of half precision are made opaque. In a program that computes them itself the compiler may leave out their
     rounding in one use and not in another; between a maximum and a sum that is more than exp can take. Of many rows on
-    a CPU jax 0.10 leaves it out even so, wherever logits are widened in the one kernel.
+    a CPU jax before 0.12 leaves it out even so, wherever logits are widened in the one kernel.
     """
     if logits.dtype != compute_dtype(logits.dtype):
         logits = opaque(logits)
@@ -166,12 +170,11 @@ def present(logits: jax.Array, where: jax.Array | None) -> jax.Array:
 def row_max(logits: jax.Array, axes: Axes, *, constant: bool = True) -> jax.Array:
     """The largest logit of each row; the lowest finite number where no class is present.
 
-    In the logits' own dtype, where it is exact and fast; but of many rows on a CPU the exponentials may be of logits
-    whose rounding has been left out (see `present`), and so must the maximum be. To differentiation it is a constant,
-    always so on a mesh.
+    In the logits' own dtype, where it is exact and fast; but where the exponentials may be of logits whose rounding has
+    been left out (see `present`), of widened ones. To differentiation it is a constant, always so on a mesh.
     """
     lowest, wide = float(jnp.finfo(logits.dtype).min), compute_dtype(logits.dtype)
-    if folds.are_many(logits, axes):
+    if LEAVES_OUT_ROUNDING and folds.are_many(logits, axes):
         logits = logits.astype(wide)
     if constant or axes.mesh:
         logits = lax.stop_gradient(logits)
