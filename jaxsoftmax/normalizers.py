@@ -320,7 +320,7 @@ def softmax_push(scaled: jax.Array, total: jax.Array, vector: jax.Array, axes: A
 
 def _softmax_forward(axes: Axes, logits: Any, where: Any, temperature: Any) -> Any:
     values = arrays.present(logits, where)
-    shift = arrays.row_max(values, axes)
+    shift = arrays.row_max(values, axes, in_one_kernel=True)
     total = arrays.row_sum(jnp.exp(arrays.centred(values, shift, temperature)), axes)
     residuals = _Residuals(logits, where, temperature, shift, total)
     scaled = residuals.scaled(arrays.anew(shift, logits, axes))

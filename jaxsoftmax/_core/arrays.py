@@ -167,14 +167,15 @@ def present(logits: jax.Array, where: jax.Array | None) -> jax.Array:
     return jnp.where(where, logits, jnp.asarray(-jnp.inf, logits.dtype))
 
 
-def row_max(logits: jax.Array, axes: Axes, *, constant: bool = True) -> jax.Array:
+def row_max(logits: jax.Array, axes: Axes, *, constant: bool = True, in_one_kernel: bool = False) -> jax.Array:
     """The largest logit of each row; the lowest finite number where no class is present.
 
-    In the logits' own dtype, where it is exact and fast; but where the exponentials may be of logits whose rounding has
-    been left out (see `present`), of widened ones. To differentiation it is a constant, always so on a mesh.
+    In the logits' own dtype, where it is exact and fast; but in one kernel with exponentials, which may be of logits
+    whose rounding has been left out (see `present`), of widened ones. To differentiation it is a constant, always so on
+    a mesh.
     """
     lowest, wide = float(jnp.finfo(logits.dtype).min), compute_dtype(logits.dtype)
-    if LEAVES_OUT_ROUNDING and folds.are_many(logits, axes):
+    if in_one_kernel and LEAVES_OUT_ROUNDING and folds.are_many(logits, axes):
         logits = logits.astype(wide)
     if constant or axes.mesh:
         logits = lax.stop_gradient(logits)
@@ -364,7 +365,7 @@ def excess(logits: jax.Array, axes: Axes, temperature: jax.Array | None) -> tupl
     """
     if len(axes.dims) == 2 and not axes.mesh and folds.is_folded(logits, axes, long_from=folds.LONG_SUMMED_TWICE):
         return _excess_of_parts(logits, axes, temperature)
-    shift = row_max(logits, axes, constant=False)
+    shift = row_max(logits, axes, constant=False, in_one_kernel=True)
     terms = jnp.exp(centred(logits, shift, temperature))
     constants = lax.stop_gradient(terms)
     # min(e, 1 - e). On a CPU with 1 as a number of the row: what two kernels share is written out, and backward passes
