@@ -140,7 +140,7 @@ class DivergenceResiduals(NamedTuple):
     """The arguments, and per row: m and S - 1."""
 
     logits: jax.Array
-    targets: Any
+    targets: jax.Array
     where: jax.Array | None
     temperature: jax.Array | None
     shift: jax.Array

@@ -1,6 +1,7 @@
 """Planted data, and the one assertion that says what the numerics promise."""
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -70,6 +71,17 @@ def cotangents(*shape: int, dtype: Any = np.float32, seed: int = 1) -> np.ndarra
     rng = np.random.default_rng(seed)
     values = rng.uniform(0.5, 2.0, shape) * rng.choice([-1.0, 1.0, 1.0], shape)
     return np.where(rng.uniform(size=shape) < 0.05, 0.0, values).astype(dtype)
+
+
+@contextlib.contextmanager
+def constants(module: Any, **values: int) -> Iterator[None]:
+    """Constants of a module with other values. What was traced with others is forgotten, before and after."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in values.items():
+            patch.setattr(module, name, value)
+        jax.clear_caches()
+        yield
+    jax.clear_caches()
 
 
 def masks(rows: int, classes: int, labels: np.ndarray | None = None, seed: int = 2) -> np.ndarray:

@@ -12,7 +12,16 @@ import jaxsoftmax
 from jaxsoftmax import divergences
 from jaxsoftmax._core import folds
 from tests import oracles
-from tests.helpers import assert_contract, compiled, cotangents, hessian_products, masks, planted, value_and_gradients
+from tests.helpers import (
+    assert_contract,
+    compiled,
+    constants,
+    cotangents,
+    hessian_products,
+    masks,
+    planted,
+    value_and_gradients,
+)
 
 
 def targets_for(logits, labels, dtype=np.float32):
@@ -79,34 +88,24 @@ def test_entropy(classes):
     check_entropy(logits)
 
 
-@pytest.fixture
-def many_rows(monkeypatch):
-    """Any number of rows is many: on a CPU what is done with them is one kernel."""
-    monkeypatch.setattr(folds, "MANY_ROWS", 1)
-    jax.clear_caches()
-    yield
-    jax.clear_caches()
-
-
-@pytest.mark.usefixtures("many_rows")
 @pytest.mark.parametrize("classes", [17, 100])
 def test_entropy_of_many_rows(classes):
+    """Any number of rows is many: on a CPU what is done with them is one kernel."""
     logits = planted(classes).logits[::2]
     temperature = np.linspace(0.25, 4.0, len(logits)).astype(np.float32)
-    check_entropy(logits)
-    check_entropy(logits, where=masks(*logits.shape), temperature=temperature, base=2)
+    with constants(folds, MANY_ROWS=1):
+        check_entropy(logits)
+        check_entropy(logits, where=masks(*logits.shape), temperature=temperature, base=2)
 
 
-def test_entropy_of_as_many_rows_as_there_have_to_be(monkeypatch):
+def test_entropy_of_as_many_rows_as_there_have_to_be():
     logits = np.random.default_rng(3).normal(size=(folds.MANY_ROWS, 17)).astype(np.float32)
     logits[0] = -np.inf
     logits[1] = [60.0, *np.zeros(16)]
     values = jaxsoftmax.entropy(logits)
-    monkeypatch.setattr(folds, "MANY_ROWS", folds.MANY_ROWS + 1)
-    jax.clear_caches()
-    np.testing.assert_allclose(values, jaxsoftmax.entropy(logits), rtol=2e-6)
+    with constants(folds, MANY_ROWS=folds.MANY_ROWS + 1):
+        np.testing.assert_allclose(values, jaxsoftmax.entropy(logits), rtol=2e-6)
     np.testing.assert_allclose(values[:2], [0.0, 16 * 61 * np.exp(-60.0)], rtol=1e-6)
-    jax.clear_caches()
 
 
 def made_by_a_program(function, dtype):

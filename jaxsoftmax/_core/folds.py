@@ -84,7 +84,7 @@ def fold_of(axes: Axes, logits: jax.Array, *, long_from: int = LONG + 1) -> Fold
     return None if groups == 1 else Fold(axes._replace(dims=(last, last + 1)), (groups, classes // groups))
 
 
-def _are_long(logits: jax.Array, axes: Axes, long_from: int = LONG + 1) -> bool:
+def _are_long(logits: jax.Array, axes: Axes, long_from: int) -> bool:
     """Whether these are long rows, of a known number of classes, on a CPU: of more than LONG, or few of `long_from`.
 
     Not where JAX divides the work over a mesh: a fold might run across a cut, and everything would be exchanged.

@@ -8,6 +8,7 @@ import pytest
 from jaxsoftmax._core import arrays, folds
 from tests.conformance import laws
 from tests.conformance.operations import OPERATIONS
+from tests.helpers import constants
 
 NAMES = (
     "softmax",
@@ -35,13 +36,9 @@ WAYS = [("higher_order", False), ("first_order", True)]
 
 @pytest.fixture(scope="module")
 def folded():
-    """Rows of three classes and more are long. What was traced with others is forgotten, before and after."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("LONG", "LONGEST", "SHORTEST"):
-            patch.setattr(folds, name, 2)
-        jax.clear_caches()
+    """Rows of three classes and more are long."""
+    with constants(folds, LONG=2, LONGEST=2, SHORTEST=2):
         yield
-    jax.clear_caches()
 
 
 @pytest.mark.usefixtures("folded")
@@ -52,13 +49,10 @@ def test_law(name, law, forward):
 
 
 @pytest.mark.parametrize(("law", "forward"), WAYS, ids=["custom_vjp", "custom_jvp"])
-def test_many_rows(monkeypatch, law, forward):
+def test_many_rows(law, forward):
     """On a CPU the entropy of many rows, not short ones, is made in one kernel."""
-    monkeypatch.setattr(folds, "MANY_ROWS", 1)
-    monkeypatch.setattr(arrays, "SHORT_ROW", 0)
-    jax.clear_caches()
-    assert not laws.mistakes(law, OPERATIONS["entropy"], forward, laws.expected(law, OPERATIONS["entropy"]))
-    jax.clear_caches()
+    with constants(folds, MANY_ROWS=1), constants(arrays, SHORT_ROW=0):
+        assert not laws.mistakes(law, OPERATIONS["entropy"], forward, laws.expected(law, OPERATIONS["entropy"]))
 
 
 @pytest.mark.usefixtures("folded")
