@@ -15,9 +15,9 @@ from jaxsoftmax._core.meshes import Axes
 
 
 def groups(logits, *dims, long_from=folds.LONG + 1):
-    """Of an array, or of zeros of a shape."""
+    """Of an array, or of a shape."""
     found = []
-    logits = jnp.zeros(logits, jnp.bfloat16) if isinstance(logits, tuple) else logits
+    logits = jax.ShapeDtypeStruct(logits, jnp.bfloat16) if isinstance(logits, tuple) else logits
 
     def see(logits):
         fold = folds.fold_of(Axes(dims), logits, long_from=long_from)
