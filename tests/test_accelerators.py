@@ -54,10 +54,11 @@ OPERATIONS = {
 
 
 def assert_near(actual, exact):
-    """To a ten-thousandth, or to the last digit of the largest number of the row, whose like may have cancelled."""
-    atol = 2e-5 + np.finfo(np.float32).eps * np.max(np.abs(exact), axis=-1, keepdims=True)
-    difference = np.abs(actual - exact)
-    assert np.all(difference <= 1e-4 * np.abs(exact) + atol), np.max(difference)
+    """To a ten-thousandth, or to the last digit of the largest number of its row, whose like may have cancelled."""
+    assert actual.shape == exact.shape
+    for row, exact_row in zip(np.asarray(actual), exact, strict=True):
+        atol = 2e-5 + np.finfo(np.float32).eps * np.max(np.abs(exact_row))
+        np.testing.assert_allclose(row, exact_row, rtol=1e-4, atol=atol)
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
