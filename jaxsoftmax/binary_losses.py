@@ -1,6 +1,5 @@
 """Losses of independent yes-or-no decisions (multi-label classification), element by element and in log space."""
 
-import functools
 import math
 from typing import Any
 
@@ -8,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from jaxsoftmax._core import arrays, checks, meshes, rules, scalars
+from jaxsoftmax._core import arrays, calls, checks, meshes, rules, scalars
 from jaxsoftmax._core.meshes import Axes
 from jaxsoftmax.objectives import Focal, within_reach
 
@@ -180,10 +179,7 @@ def _masked(loss: jax.Array, where: jax.Array | None) -> jax.Array:
     return loss if where is None else jnp.where(where, loss, 0.0)
 
 
-_jit = functools.partial(jax.jit, inline=True)
-
-
-@_jit
+@calls.compiled()
 def _binary_call(logits: Any, labels: Any, weight: Any, where: Any) -> jax.Array:
     name = "binary_cross_entropy"
     logits, labels, where = _canonical(name, logits, labels, where)
@@ -196,7 +192,7 @@ def _binary_call(logits: Any, labels: Any, weight: Any, where: Any) -> jax.Array
     return _masked(_binary(logits, labels, weight), where)
 
 
-@_jit
+@calls.compiled()
 def _sigmoid_focal_call(logits: Any, labels: Any, gamma: Any, alpha: Any, where: Any) -> jax.Array:
     name = "sigmoid_focal_loss"
     logits, labels, where = _canonical(name, logits, labels, where)

@@ -1,6 +1,5 @@
 """Losses between two distributions per row; one value per row, in float32 or wider."""
 
-import functools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -10,7 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
-from jaxsoftmax._core import arrays, checks, folds, meshes, rules
+from jaxsoftmax._core import arrays, calls, checks, folds, meshes, rules
 from jaxsoftmax._core.meshes import Axes, AxisName
 from jaxsoftmax.normalizers import centre_of, log_softmax_pull, log_softmax_push
 from jaxsoftmax.statistics import cap_slope, capped
@@ -121,9 +120,6 @@ def kl_divergence(
     return _kl_call(logits, target_logits, where, temperature, axis=axis, axis_name=axis_name)
 
 
-_jit = functools.partial(jax.jit, inline=True)
-
-
 # Derivation. With d = (z - m) / T, e = exp(d), S = sum e, others = S - 1 (arrays.excess) and L = log S = log1p(others):
 #
 #   soft cross entropy   f = sum_j q_j (L - d_j), all terms >= 0. It is -sum_j q_j log p_j, so that df/dd is minus the
@@ -211,7 +207,7 @@ def _soft_tangent(options: DivergenceOptions, residuals: DivergenceResiduals, ta
 _soft_cross_entropy = rules.on_rows(_soft_forward, _soft_backward, _soft_tangent, long_from=folds.LONG_SUMMED_TWICE)
 
 
-@functools.partial(_jit, static_argnames=("axis", "logit_cap", "axis_name"))
+@calls.compiled("axis", "logit_cap", "axis_name")
 def _soft_cross_entropy_call(
     logits: Any, targets: Any, where: Any, temperature: Any, *, axis: int, logit_cap: float | None, axis_name: AxisName
 ) -> jax.Array:
@@ -379,7 +375,7 @@ _kl = rules.on_rows(
 )
 
 
-@functools.partial(_jit, static_argnames=("axis", "axis_name"))
+@calls.compiled("axis", "axis_name")
 def _kl_call(
     logits: Any, target_logits: Any, where: Any, temperature: Any, *, axis: int, axis_name: AxisName
 ) -> jax.Array:

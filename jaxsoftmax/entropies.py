@@ -1,6 +1,5 @@
 """The entropy of a distribution per row; one value per row, in float32 or wider."""
 
-import functools
 import math
 from typing import Any, NamedTuple
 
@@ -8,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from jaxsoftmax._core import arrays, checks, folds, rules
+from jaxsoftmax._core import arrays, calls, checks, folds, rules
 from jaxsoftmax._core.meshes import Axes, AxisName
 
 __all__ = ["entropy"]
@@ -132,7 +131,7 @@ _entropy = rules.on_rows(
 )
 
 
-@functools.partial(jax.jit, inline=True, static_argnames=("axis", "base", "axis_name"))
+@calls.compiled("axis", "base", "axis_name")
 def _entropy_call(
     logits: Any, where: Any, temperature: Any, *, axis: int, base: float | None, axis_name: AxisName
 ) -> jax.Array:

@@ -1,6 +1,5 @@
 """Multiclass hinge losses: the support vector machines that softmax classifiers are compared with."""
 
-import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -8,7 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
-from jaxsoftmax._core import arrays, checks, folds, meshes, rules
+from jaxsoftmax._core import arrays, calls, checks, folds, meshes, rules
 from jaxsoftmax._core.meshes import Axes, AxisName
 
 __all__ = ["hinge_loss"]
@@ -180,7 +179,7 @@ def _hinge_tangent(options: _HingeOptions, residuals: _HingeResiduals, tangents:
 _hinge = rules.on_rows(_hinge_forward, _hinge_backward, _hinge_tangent)
 
 
-@functools.partial(jax.jit, inline=True, static_argnames=("axis", "variant", "ignore_label", "axis_name"))
+@calls.compiled("axis", "variant", "ignore_label", "axis_name")
 def _hinge_call(
     logits: Any,
     labels: Any,

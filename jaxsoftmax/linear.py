@@ -1,7 +1,6 @@
 """The streamed head: losses from features and a classifier's kernel, without ever holding the logits."""
 
 import dataclasses
-import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +10,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jaxsoftmax import objectives
-from jaxsoftmax._core import arrays, checks, closures, meshes
+from jaxsoftmax._core import arrays, calls, checks, closures, meshes
 from jaxsoftmax._core.meshes import AxisName
 from jaxsoftmax.linear_rows import Statics, check_statics, labelled, reduced, statistics_of_rows, without_mean
 from jaxsoftmax.statistics import RowStatistics
@@ -261,10 +260,7 @@ def linear_cross_entropy(
     return _loss_jit(*arrays_, name=name, objective=objective, reduction=reduction, statics=statics, constants=())
 
 
-_jit = functools.partial(jax.jit, inline=True)
-
-
-@functools.partial(_jit, static_argnames="statics")
+@calls.compiled("statics")
 def _statistics_call(
     features: Any, kernel: Any, labels: Any, bias: Any, where: Any, temperature: Any, *, statics: Statics
 ) -> RowStatistics:
@@ -334,6 +330,7 @@ def _uses_mean(objective: Callable[..., Any], example: RowStatistics, options: A
     return any(id(program.invars[i]) in used for i in places)
 
 
+@calls.on_one_mesh
 def _loss_call(
     features: Any,
     kernel: Any,
@@ -385,7 +382,7 @@ def _loss_call(
     return reduced(plan, inputs, given, _OnRows(objective), options, reduction, batch, apart=apart)
 
 
-@functools.partial(_jit, static_argnames=("name", "objective", "reduction", "statics", "constants"))
+@calls.compiled("name", "objective", "reduction", "statics", "constants")
 def _loss_jit(*arrays_: Any, constants: tuple[Any, ...], **options: Any) -> jax.Array:
     """Compiled once for the objective and what it reads from globals."""
     del constants

@@ -1,13 +1,12 @@
 """What the distributions of a streamed head are: log-probabilities, entropies and divergences."""
 
 import dataclasses
-import functools
 from typing import Any, NamedTuple
 
 import jax
 from jax.typing import ArrayLike
 
-from jaxsoftmax._core import blocks, checks, folds, meshes, row_rules, streams
+from jaxsoftmax._core import blocks, calls, checks, folds, meshes, row_rules, streams
 from jaxsoftmax._core.meshes import Axes, AxisName
 from jaxsoftmax.divergences import DivergenceOptions, KLResiduals, kl_backward, kl_forward, kl_tangent
 from jaxsoftmax.entropies import EntropyResiduals, entropy_backward, entropy_forward, entropy_tangent
@@ -285,10 +284,7 @@ def _kl_rows_tangent(axes: Axes, logits: Any, rows: Any, numbers: Any, along: An
 _KL = row_rules.by_columns(_kl_rows_forward, _kl_rows_backward, _kl_rows_tangent, long_from=folds.LONG_WITHOUT_ONE)
 
 
-_jit = functools.partial(jax.jit, inline=True)
-
-
-@functools.partial(_jit, static_argnames="statics")
+@calls.compiled("statics")
 def _log_probs_call(
     features: Any, kernel: Any, labels: Any, bias: Any, where: Any, temperature: Any, *, statics: Statics
 ) -> jax.Array:
@@ -299,7 +295,7 @@ def _log_probs_call(
     return batch.back(statistics.log_prob)
 
 
-@functools.partial(_jit, static_argnames="statics")
+@calls.compiled("statics")
 def _entropy_call(
     features: Any, kernel: Any, bias: Any, where: Any, temperature: Any, *, statics: Statics
 ) -> jax.Array:
@@ -316,7 +312,18 @@ class _Itself:
         return loss
 
 
-@functools.partial(_jit, static_argnames=("reduction", "statics"))
+def _side_by_side(student: streams.Side, teacher: streams.Side) -> tuple[streams.Side, streams.Side]:
+    """Both sides on an explicit mesh, with their rows split alike, and their classes."""
+    sides = student, teacher
+    features = meshes.split_alike(*(meshes.whole_along(side.features, -1) for side in sides))
+    kernels = meshes.split_alike(*(meshes.whole_along(side.kernel, 0) for side in sides))
+    student, teacher = (
+        streams.Side(*meshes.for_product(h, w, side.bias)) for h, w, side in zip(features, kernels, sides, strict=True)
+    )
+    return student, teacher
+
+
+@calls.compiled("reduction", "statics")
 def _kl_call(
     student: Any, teacher: Any, weights: Any, where: Any, temperature: Any, *, reduction: str, statics: Statics
 ) -> jax.Array:
@@ -331,11 +338,7 @@ def _kl_call(
         given = dict(zip(("student_features", "student_kernel"), student, strict=False))
         given |= dict(zip(("teacher_features", "teacher_kernel"), teacher, strict=False))
         checks.fail(ValueError, name, rule, **given)
-    pair = meshes.split_alike(student.features, teacher.features)
-    student, teacher = (
-        streams.Side(*meshes.for_product(h, side.kernel), side.bias)
-        for side, h in zip((student, teacher), pair, strict=True)
-    )
+    student, teacher = _side_by_side(student, teacher)
     for who, side in (("student", student), ("teacher", teacher)):
         checks.mesh_axes(name, statics.axis_name, **{f"{who}_kernel": side.kernel})
         checks.same_on_devices(name, statics.axes.mesh, **{f"{who}_features": side.features})

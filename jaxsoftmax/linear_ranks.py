@@ -1,6 +1,5 @@
 """The best classes of a streamed head, and how often the label is among them."""
 
-import functools
 import math
 from typing import Any, NamedTuple
 
@@ -9,7 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
-from jaxsoftmax._core import arrays, checks, folds, meshes, row_rules, streams
+from jaxsoftmax._core import arrays, calls, checks, folds, meshes, row_rules, streams
 from jaxsoftmax._core.meshes import Axes, AxisName
 from jaxsoftmax.linear_rows import Statics, cap_of, check_statics, inputs_of, plan_of
 from jaxsoftmax.losses import weighted_mean
@@ -139,10 +138,7 @@ def linear_accuracy(
     return _accuracy_call(features, kernel, labels, weights, bias, where, k=k, statics=statics)
 
 
-_jit = functools.partial(jax.jit, inline=True)
-
-
-@functools.partial(_jit, static_argnames=("k", "statics"))
+@calls.compiled("k", "statics")
 def _top_k_call(
     features: Any, kernel: Any, bias: Any, where: Any, temperature: Any, *, k: int, statics: Statics
 ) -> TopClasses:
@@ -209,7 +205,7 @@ def _best_of_groups(values: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
     return best, jnp.sum(jnp.where(chosen, indices[:, None], 0), axis=2)
 
 
-@functools.partial(_jit, static_argnames=("k", "statics"))
+@calls.compiled("k", "statics")
 def _accuracy_call(
     features: Any, kernel: Any, labels: Any, weights: Any, bias: Any, where: Any, *, k: int, statics: Statics
 ) -> jax.Array:

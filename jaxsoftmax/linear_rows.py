@@ -172,7 +172,8 @@ def inputs_of(
     function: str, features: Any, kernel: Any, bias: Any, where: Any, temperature: Any, statics: Statics
 ) -> tuple[streams.Inputs, blocks.Batch]:
     """Checked, with all rows along one axis and the temperature as the only number per row; the batch."""
-    features, kernel, bias = checks.head(function, ("features", "kernel", "bias"), features, kernel, bias)
+    given = checks.head(function, ("features", "kernel", "bias"), features, kernel, bias)
+    features, kernel, bias = meshes.for_product(*given)
     checks.mesh_axes(function, statics.axis_name, kernel=kernel)
     where = checks.classes_present(function, where, kernel, statics.axes, statics.num_classes)
     temperature = checks.row_numbers(function, "temperature", temperature, features, scalar=True)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jaxsoftmax import objectives
-from jaxsoftmax._core import arrays, checks, meshes, rules, scalars
+from jaxsoftmax._core import arrays, calls, checks, meshes, rules, scalars
 from jaxsoftmax._core.meshes import Axes, AxisName
 from jaxsoftmax.statistics import Head, check_options, dense
 
@@ -289,10 +289,7 @@ def _used(option: Any) -> Any:
     return None if isinstance(option, int | float) and option == 0 else option
 
 
-_jit = functools.partial(jax.jit, inline=True)
-
-
-@functools.partial(_jit, static_argnames=("head", "smoothing"))
+@calls.compiled("head", "smoothing")
 def _cross_entropy_call(
     logits: Any,
     labels: Any,
@@ -315,7 +312,7 @@ def _cross_entropy_call(
     return objectives.penalized(loss, statistics, coefficient)
 
 
-@functools.partial(_jit, static_argnames="head")
+@calls.compiled("head")
 def _focal_loss_call(
     logits: Any, labels: Any, where: Any, temperature: Any, gamma: Any, alpha: Any, *, head: Head
 ) -> jax.Array:
@@ -324,7 +321,7 @@ def _focal_loss_call(
     return _times_weight("focal_loss", "alpha", loss, alpha, logits, labels, head)
 
 
-@functools.partial(_jit, static_argnames="head")
+@calls.compiled("head")
 def _poly_loss_call(logits: Any, labels: Any, where: Any, temperature: Any, epsilon: Any, *, head: Head) -> jax.Array:
     statistics = dense("poly_loss", logits, labels, where, temperature, head, mean=False)
     return objectives.poly(statistics, epsilon=checks.scalar("poly_loss", _loss_dtype(statistics), epsilon=epsilon))
@@ -369,7 +366,7 @@ def _mixture_slopes(targets: jax.Array, share: jax.Array, classes: jax.Array) ->
 _smooth = rules.elementwise(_mixture, _mixture_slopes)
 
 
-@functools.partial(_jit, static_argnames=("axis", "smoothing"))
+@calls.compiled("axis", "smoothing")
 def _smooth_labels_call(targets: Any, share: Any, where: Any, *, axis: int, smoothing: str) -> jax.Array:
     name = "smooth_labels"
     targets = checks.floating(name, targets=targets)
@@ -429,7 +426,7 @@ def _mean_tangent(axes: Axes, residuals: Any, tangents: Any) -> jax.Array:
 _weighted_mean = rules.operation(_mean_forward, _mean_backward, _mean_tangent)
 
 
-@functools.partial(_jit, static_argnames="axis_name")
+@calls.compiled("axis_name")
 def _weighted_mean_call(values: Any, weights: Any, *, axis_name: AxisName) -> jax.Array:
     values = checks.numeric("weighted_mean", values=values)
     dtype = arrays.compute_dtype(values.dtype)

@@ -1,6 +1,5 @@
 """Softmax, its logarithm, log-sum-exp and the smooth maximum."""
 
-import functools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -10,7 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
-from jaxsoftmax._core import arrays, checks, folds, meshes, rules, scalars
+from jaxsoftmax._core import arrays, calls, checks, folds, meshes, rules, scalars
 from jaxsoftmax._core.meshes import Axes, AxisName
 
 __all__ = ["log_softmax", "logsumexp", "smooth_max", "softmax"]
@@ -69,7 +68,7 @@ def softmax(
     return _softmax_call(logits, where, temperature, axis=axis, axis_name=axis_name)
 
 
-@functools.partial(jax.jit, static_argnames=("axis", "axis_name"), inline=True)
+@calls.compiled("axis", "axis_name")
 def _softmax_call(logits: Any, where: Any, temperature: Any, *, axis: Axis, axis_name: AxisName) -> jax.Array:
     return _softmax(*_canonical("softmax", logits, where, temperature, axis, axis_name))
 
@@ -119,7 +118,7 @@ def log_softmax(
     return _log_softmax_call(logits, where, temperature, axis=axis, axis_name=axis_name)
 
 
-@functools.partial(jax.jit, static_argnames=("axis", "axis_name"), inline=True)
+@calls.compiled("axis", "axis_name")
 def _log_softmax_call(logits: Any, where: Any, temperature: Any, *, axis: Axis, axis_name: AxisName) -> jax.Array:
     return _log_softmax(*_canonical("log_softmax", logits, where, temperature, axis, axis_name))
 
@@ -173,7 +172,7 @@ def logsumexp(
     return _logsumexp_call(logits, where, weights, temperature, axis=axis, axis_name=axis_name, keepdims=keepdims)
 
 
-@functools.partial(jax.jit, static_argnames=("axis", "axis_name", "keepdims"), inline=True)
+@calls.compiled("axis", "axis_name", "keepdims")
 def _logsumexp_call(
     logits: Any, where: Any, weights: Any, temperature: Any, *, axis: Axis, axis_name: AxisName, keepdims: bool
 ) -> jax.Array:
@@ -229,7 +228,7 @@ def smooth_max(
     return _smooth_max_call(logits, where, temperature, axis=axis, axis_name=axis_name, keepdims=keepdims)
 
 
-@functools.partial(jax.jit, static_argnames=("axis", "axis_name", "keepdims"), inline=True)
+@calls.compiled("axis", "axis_name", "keepdims")
 def _smooth_max_call(
     logits: Any, where: Any, temperature: Any, *, axis: Axis, axis_name: AxisName, keepdims: bool
 ) -> jax.Array:

@@ -1,6 +1,5 @@
 """Differentiable stand-ins for a discrete choice."""
 
-import functools
 import math
 from typing import Any, NamedTuple
 
@@ -9,7 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
-from jaxsoftmax._core import arrays, checks, folds, rules
+from jaxsoftmax._core import arrays, calls, checks, folds, meshes, rules
 from jaxsoftmax._core.meshes import Axes
 from jaxsoftmax.normalizers import softmax_jacobian, softmax_probabilities, softmax_push
 
@@ -185,7 +184,7 @@ def _gumbel_tangent(options: _Options, residuals: _Residuals, tangents: Any) -> 
 _gumbel = rules.on_rows(_gumbel_forward, _gumbel_backward, _gumbel_tangent)
 
 
-@functools.partial(jax.jit, inline=True, static_argnames=("axis", "hard"))
+@calls.compiled("axis", "hard")
 def _gumbel_call(key: Any, logits: Any, where: Any, temperature: Any, *, axis: int, hard: bool) -> jax.Array:
     name = "gumbel_softmax"
     logits = checks.floating(name, logits=logits)
@@ -210,9 +209,10 @@ def _straight_tangent(_: None, residuals: None, tangents: Any) -> jax.Array:
 _straight_through = rules.operation(_straight_forward, _straight_backward, _straight_tangent)
 
 
-@functools.partial(jax.jit, inline=True)
+@calls.compiled()
 def _straight_through_call(hard: Any, soft: Any) -> jax.Array:
     hard = checks.numeric("straight_through", hard=hard)
     soft = checks.floating("straight_through", soft=soft)
     checks.same_shape("straight_through", hard=hard, soft=soft)
-    return _straight_through(None, lax.stop_gradient(hard), soft)
+    soft, hard = meshes.split_alike(soft, lax.stop_gradient(hard))
+    return _straight_through(None, hard, soft)

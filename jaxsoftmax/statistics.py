@@ -1,6 +1,5 @@
 """The few numbers through which softmax losses see a row of logits, and the dense head that computes them."""
 
-import functools
 import math
 from typing import Any, NamedTuple
 
@@ -9,7 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
-from jaxsoftmax._core import arrays, checks, folds, meshes, rules, scalars
+from jaxsoftmax._core import arrays, calls, checks, folds, meshes, rules, scalars
 from jaxsoftmax._core.meshes import Axes, AxisName
 
 __all__ = ["RowStatistics", "row_statistics"]
@@ -126,7 +125,7 @@ def row_statistics(
     return _row_statistics_call(logits, labels, where, temperature, head=head)
 
 
-@functools.partial(jax.jit, static_argnames="head", inline=True)
+@calls.compiled("head")
 def _row_statistics_call(logits: Any, labels: Any, where: Any, temperature: Any, *, head: Head) -> RowStatistics:
     return dense("row_statistics", logits, labels, where, temperature, head, mean=True)
 

@@ -320,12 +320,10 @@ def head(
         fail(ValueError, function, rule, **given)
     if kernel.shape[1] == 0:
         fail(ValueError, function, "the class axis must not be empty", **given)
-    features, kernel = meshes.for_product(features, kernel)
     if bias is not None:
         bias = floating(function, **{of_bias: bias})
         if bias.shape != kernel.shape[1:]:
             fail(ValueError, function, f"{of_bias} must have shape [V]", **{of_bias: bias, of_kernel: kernel})
-        bias = meshes.split_like(bias[None], kernel)[0]
     return features, kernel, bias
 
 
@@ -347,7 +345,7 @@ def classes_present(
     converted = boolean(function, where=where)
     if converted.shape != kernel.shape[1:]:
         fail(ValueError, function, "where must have shape [V]", where=converted, kernel=kernel)
-    return converted
+    return meshes.split_like(converted[None], kernel)[0]
 
 
 def row_labels(function: str, labels: ArrayLike, features: ArrayLike) -> tuple[jax.Array, jax.Array]:

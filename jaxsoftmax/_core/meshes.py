@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
@@ -26,6 +27,7 @@ __all__ = [
     "split_like",
     "split_names",
     "sum_like",
+    "together",
     "total_of",
     "vary",
     "varying",
@@ -187,28 +189,46 @@ def whole_along(x: jax.Array, axis: int) -> jax.Array:
     return _split(x, sharding.mesh, spec)
 
 
-def for_product(features: jax.Array, kernel: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Features [..., D] and kernel [D, V], split on an explicit mesh so that each device can multiply what it has.
+def for_product(
+    features: jax.Array, kernel: jax.Array, bias: jax.Array | None
+) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+    """Features [..., D], kernel [D, V] and bias [V], split on an explicit mesh so that each device multiplies its own.
 
-    Sums over D stay on a device, and a mesh axis that splits the rows cannot split the classes. Where one of them is on
-    no mesh, every device gets the whole of it.
+    Sums over D stay on a device, and a mesh axis that splits the rows cannot split the classes.
     """
-    features, kernel = _beside(features, kernel), _beside(kernel, features)
     features, kernel = whole_along(features, -1), whole_along(kernel, 0)
     of_rows = {name for names in split_names(features) for name in names}
-    return features, whole_along(kernel, 1) if of_rows & {*split_names(kernel)[1]} else kernel
+    kernel = whole_along(kernel, 1) if of_rows & {*split_names(kernel)[1]} else kernel
+    return features, kernel, None if bias is None else split_like(bias[None], kernel)[0]
 
 
-def _beside(x: jax.Array, other: jax.Array) -> jax.Array:
-    """x, on the explicit mesh of the other array; the gradient comes back to where x was."""
-    if explicit_sharding(x) is not None or explicit_sharding(other) is None:
-        return x
-    return _times_ones(x, jnp.any(other == other))
+def together(arguments: Any) -> Any:
+    """Arguments, of which the arrays that are on no mesh come to the explicit one of the first that is, whole.
+
+    Their gradients come back to where they were. Scalars, which go with every array, stay.
+    """
+    leaves, structure = jax.tree.flatten(arguments)
+    placed = [isinstance(x, jax.Array) and explicit_sharding(x) is not None for x in leaves]
+    if not any(placed):
+        return arguments
+    first = leaves[placed.index(True)]
+    on_mesh = jnp.any(first == first)
+    moved = [
+        _times_ones(x, on_mesh) if not there and _is_numbers(x) else x for x, there in zip(leaves, placed, strict=True)
+    ]
+    return jax.tree.unflatten(structure, moved)
+
+
+def _is_numbers(x: Any) -> bool:
+    """Whether an argument is an array, of more than one number; keys of random numbers are none."""
+    numbers = isinstance(x, jax.Array | np.ndarray) and not jnp.issubdtype(x.dtype, jax.dtypes.extended)
+    return numbers and x.ndim > 0
 
 
 def _times_ones(x: jax.Array, on_mesh: jax.Array) -> jax.Array:
     """x, which is on no mesh, on that of the other array, and its gradient on none."""
-    return x * jnp.ones_like(on_mesh).astype(x.dtype)
+    ones = jnp.ones_like(on_mesh)
+    return x & ones if x.dtype == jnp.bool_ else x * ones.astype(x.dtype)
 
 
 def split_names(x: jax.Array) -> tuple[tuple[str, ...], ...]:

@@ -1,13 +1,12 @@
 """Calibration by an affine map of the logits: vector scaling, matrix scaling and Dirichlet calibration."""
 
-import functools
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from jaxsoftmax._core import arrays, checks
+from jaxsoftmax._core import arrays, calls, checks
 from jaxsoftmax.calibration import inputs
 from jaxsoftmax.calibration.affine_fits import Penalties, centred, normalized, product, solve_affine
 from jaxsoftmax.calibration.scaling import fit_rows, made_by
@@ -394,7 +393,7 @@ def _apply(kind: _Kind, logits: Any, where: Any, calibrator: Any) -> jax.Array:
     return _calibrated(arrays.present(logits, mask), kernel, bias, logarithmic=kind.logarithmic)
 
 
-@functools.partial(jax.jit, static_argnames="logarithmic", inline=True)
+@calls.compiled("logarithmic")
 def _calibrated(logits: jax.Array, kernel: jax.Array, bias: jax.Array, *, logarithmic: bool) -> jax.Array:
     features = normalized(logits) if logarithmic else centred(logits)
     dtype = arrays.common_dtype(features.dtype, bias.dtype)

@@ -1,13 +1,12 @@
 """The search behind the affine calibrators: a convex problem in nats, from the temperature on."""
 
-import functools
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxsoftmax._core import arrays
+from jaxsoftmax._core import arrays, calls
 from jaxsoftmax._core.meshes import Axes
 from jaxsoftmax.calibration import inputs
 from jaxsoftmax.calibration.scaling import TemperatureScaling, separable, solve_temperature
@@ -78,7 +77,7 @@ _MOST_ITERATIONS = 500
 _MEMORY = 10
 
 
-@functools.partial(jax.jit, static_argnames=("vector", "logarithmic"), inline=True)
+@calls.compiled("vector", "logarithmic")
 def solve_affine(rows: inputs.Rows, penalties: Penalties, *, vector: bool, logarithmic: bool) -> AffineFit:
     """The fit, from rows that are checked: a diagonal for `vector`, of log-probabilities where `logarithmic`."""
     rows, penalties = jax.tree.map(lax.stop_gradient, (rows, penalties))

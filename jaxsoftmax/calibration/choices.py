@@ -1,6 +1,5 @@
 """The choice among the calibrators by cross-validation."""
 
-import functools
 from typing import NamedTuple
 
 import jax
@@ -8,7 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
-from jaxsoftmax._core import arrays, checks
+from jaxsoftmax._core import arrays, calls, checks
 from jaxsoftmax._core.meshes import Axes
 from jaxsoftmax.calibration import inputs
 from jaxsoftmax.calibration.affine import (
@@ -182,7 +181,7 @@ def _fit_all(rows: inputs.Rows) -> _Fits:
     return _Fits(scaling, VectorScaling(*vector), MatrixScaling(*matrix), DirichletCalibration(*dirichlet))
 
 
-@functools.partial(jax.jit, static_argnames="folds", inline=True)
+@calls.compiled("folds")
 def _choose(key: jax.Array, rows: inputs.Rows, *, folds: int) -> CalibratorChoice:
     rows = jax.tree.map(lax.stop_gradient, rows)
     assert rows.logits is not None

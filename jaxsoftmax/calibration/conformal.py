@@ -9,7 +9,6 @@ Scores of held-out rows give a threshold, and the set of a new row are the class
 If the rows are exchangeable, the label is in the set with probability 1 - alpha or more, whatever the model is worth.
 """
 
-import functools
 import math
 from fractions import Fraction
 from typing import Any, NamedTuple
@@ -20,7 +19,7 @@ import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 
-from jaxsoftmax._core import arrays, checks
+from jaxsoftmax._core import arrays, calls, checks
 from jaxsoftmax._core.meshes import Axes
 from jaxsoftmax.calibration.inputs import check_labels, poisoned, row_weights, strength, visible
 from jaxsoftmax.calibration.rows import distributions
@@ -290,7 +289,7 @@ def _check_options(name: str, method: str, key: Any, k_reg: int) -> None:
             checks.fail(ValueError, name, "a key is for 'aps' and 'raps' alone", method=method)
 
 
-@functools.partial(jax.jit, static_argnames=("method", "k_reg"), inline=True)
+@calls.compiled("method", "k_reg")
 def _class_scores(probs: Any, present: Any, key: Any, penalty: Any, *, method: str, k_reg: int) -> jax.Array:
     """The score that each class would have as a label; +inf for absent ones."""
     total = jnp.sum(probs, axis=-1, keepdims=True)
@@ -316,7 +315,7 @@ def _class_scores(probs: Any, present: Any, key: Any, penalty: Any, *, method: s
     return scores if present is None else jnp.where(present, scores, jnp.inf)
 
 
-@functools.partial(jax.jit, static_argnames="alpha", inline=True)
+@calls.compiled("alpha")
 def _threshold(scores: jax.Array, weights: Any, *, alpha: tuple[int, int]) -> jax.Array:
     scores = scores.astype(arrays.compute_dtype(scores.dtype))
     size = scores.shape[0]

@@ -7,7 +7,6 @@ acts "pass" and "flag" and the classes "honest" and "fraud":
                        [5.0,   5.0]])   # flag: somebody looks at it
 """
 
-import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -16,7 +15,7 @@ import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 
-from jaxsoftmax._core import arrays, checks, scalars
+from jaxsoftmax._core import arrays, calls, checks, scalars
 from jaxsoftmax._core.meshes import Axes
 from jaxsoftmax.calibration.inputs import check_labels, poisoned, visible
 from jaxsoftmax.calibration.rows import distributions
@@ -313,7 +312,7 @@ def _check_finite(name: str, **array: jax.Array) -> None:
             checks.fail(ValueError, name, f"{argument} must be finite", **{argument: first})
 
 
-@functools.partial(jax.jit, inline=True)
+@calls.compiled()
 def _threshold(matrix: jax.Array) -> jax.Array:
     dearer = matrix[..., 1, 0] - matrix[..., 0, 0]
     gain = matrix[..., 0, 1] - matrix[..., 1, 1]
@@ -322,7 +321,7 @@ def _threshold(matrix: jax.Array) -> jax.Array:
     return jnp.where((dearer >= 0) & (gain >= 0), threshold, jnp.nan)
 
 
-@functools.partial(jax.jit, inline=True)
+@calls.compiled()
 def _decision(probs: jax.Array, matrix: jax.Array, reject: Any, broken: jax.Array) -> Decision:
     dtype = matrix.dtype
     sums = "...j,aj->...a" if matrix.ndim == 2 else "...j,...aj->...a"
@@ -336,7 +335,7 @@ def _decision(probs: jax.Array, matrix: jax.Array, reject: Any, broken: jax.Arra
     return Decision(jnp.where(unknown, -1, act[..., 0]).astype(jnp.int32), jnp.where(unknown, jnp.nan, cost), costs)
 
 
-@functools.partial(jax.jit, inline=True)
+@calls.compiled()
 def _realized(matrix: jax.Array, acts: jax.Array, labels: jax.Array, reject: jax.Array, broken: jax.Array) -> jax.Array:
     number, classes = matrix.shape[-2:]
     row, column = jnp.clip(acts, 0, number - 1), jnp.clip(labels, 0, classes - 1)
@@ -348,7 +347,7 @@ def _realized(matrix: jax.Array, acts: jax.Array, labels: jax.Array, reject: jax
     return jnp.where(broken, jnp.nan, jnp.where(acts == number, reject, cost))
 
 
-@functools.partial(jax.jit, inline=True)
+@calls.compiled()
 def _policy_costs(
     matrix: jax.Array, labels: jax.Array, prob: jax.Array, thresholds: jax.Array, weights: jax.Array, broken: jax.Array
 ) -> PolicyCosts:

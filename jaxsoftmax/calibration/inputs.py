@@ -6,7 +6,6 @@ values cannot be read, the same fault makes the result NaN. Rows of weight 0 are
 is padded to a fixed shape.
 """
 
-import functools
 import math
 from typing import Any, NamedTuple, TypeVar
 
@@ -16,7 +15,7 @@ import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 
-from jaxsoftmax._core import arrays, checks
+from jaxsoftmax._core import arrays, calls, checks
 from jaxsoftmax.normalizers import softmax
 
 __all__ = [
@@ -34,7 +33,6 @@ __all__ = [
 ]
 
 Tree = TypeVar("Tree")
-_jit = functools.partial(jax.jit, inline=True)
 
 
 class Rows(NamedTuple):
@@ -221,7 +219,7 @@ def rows_of(
     return _canonical(scores, rows, counts, broken, of_logits=probs is None, weighted=weights is not None)
 
 
-@functools.partial(_jit, static_argnames=("of_logits", "weighted"))
+@calls.compiled("of_logits", "weighted")
 def _canonical(
     scores: jax.Array, labels: jax.Array, weights: jax.Array, broken: jax.Array, *, of_logits: bool, weighted: bool
 ) -> Rows:
@@ -307,7 +305,7 @@ def _widened(scores: Any) -> jax.Array:
     return scores.astype(arrays.compute_dtype(scores.dtype))
 
 
-@_jit
+@calls.compiled()
 def _not_numbers(logits: jax.Array) -> jax.Array:
     """True for the rows with a NaN or +inf among the logits."""
     return ~jnp.all(lax.stop_gradient(logits) < jnp.inf, axis=-1)
@@ -318,14 +316,14 @@ def _no_probs(probs: ArrayLike) -> jax.Array:
     return _outside(probs) | _unequal(probs)
 
 
-@_jit
+@calls.compiled()
 def _outside(probs: ArrayLike) -> jax.Array:
     """True for the rows with an entry outside of [0, 1]; so written that NaN is outside."""
     wide, tolerance = lax.stop_gradient(_widened(probs)), _tolerance(probs)
     return ~jnp.all((wide >= -tolerance) & (wide <= 1.0 + tolerance), axis=-1)
 
 
-@_jit
+@calls.compiled()
 def _unequal(probs: ArrayLike) -> jax.Array:
     """True for the rows whose sum is not 1."""
     return ~(jnp.abs(jnp.sum(lax.stop_gradient(_widened(probs)), axis=-1) - 1.0) <= _tolerance(probs))

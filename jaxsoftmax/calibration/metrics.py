@@ -1,6 +1,5 @@
 """How far probabilities are from what happens: proper scores, and errors and curves over bins of confidence."""
 
-import functools
 import math
 from typing import NamedTuple
 
@@ -10,7 +9,7 @@ import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 
-from jaxsoftmax._core import arrays, checks, scalars
+from jaxsoftmax._core import arrays, calls, checks, scalars
 from jaxsoftmax._core.meshes import Axes
 from jaxsoftmax.calibration import inputs
 from jaxsoftmax.losses import cross_entropy, weighted_mean
@@ -272,10 +271,7 @@ def _check_binning(name: str, bins: int, binning: str, classwise: bool) -> None:
     checks.flag(name, classwise=classwise)
 
 
-_jit = functools.partial(jax.jit, inline=True)
-
-
-@functools.partial(_jit, static_argnames=("bins", "binning", "norm", "classwise", "debias"))
+@calls.compiled("bins", "binning", "norm", "classwise", "debias")
 def error_of_rows(
     rows: inputs.Rows, *, bins: int, binning: str, norm: int | str, classwise: bool, debias: bool
 ) -> jax.Array:
@@ -313,7 +309,7 @@ def _noise(curve: ReliabilityCurve, norm: int | str) -> jax.Array:
     return jnp.where(variance > 0, spread + curve.gap * lax.erf(ratio) - jnp.abs(curve.gap), 0.0)
 
 
-@functools.partial(_jit, static_argnames=("bins", "binning", "classwise"))
+@calls.compiled("bins", "binning", "classwise")
 def _curve_call(rows: inputs.Rows, *, bins: int, binning: str, classwise: bool) -> ReliabilityCurve:
     curve = _curve(rows, bins, binning, classwise)
     return inputs.poisoned(curve if classwise else jax.tree.map(lambda field: field[0], curve), rows.broken)
@@ -358,7 +354,7 @@ def _by_mass(confidence: jax.Array, weights: jax.Array, bins: int) -> tuple[jax.
     return jnp.concatenate([ends[:1], largest[:-1], ends[1:]]), index
 
 
-@_jit
+@calls.compiled()
 def brier_of_rows(rows: inputs.Rows) -> jax.Array:
     """The score of rows in canonical form."""
     if rows.logits is None:
@@ -373,7 +369,7 @@ def brier_of_rows(rows: inputs.Rows) -> jax.Array:
     return inputs.poisoned(weighted_mean(error, rows.weights), rows.broken)
 
 
-@_jit
+@calls.compiled()
 def likelihood_of_rows(rows: inputs.Rows) -> jax.Array:
     """The negative log-likelihood of rows in canonical form."""
     if rows.probs is None:

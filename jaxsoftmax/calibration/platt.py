@@ -1,6 +1,5 @@
 """Platt scaling: calibration of binary scores by a line."""
 
-import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -8,7 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
-from jaxsoftmax._core import arrays, checks, scalars
+from jaxsoftmax._core import arrays, calls, checks, scalars
 from jaxsoftmax.binary_losses import binary_cross_entropy
 from jaxsoftmax.calibration import inputs
 from jaxsoftmax.losses import weighted_mean
@@ -136,7 +135,7 @@ _HALVINGS = 20
 _LEAST_FALL = 1e-4
 
 
-@functools.partial(jax.jit, inline=True)
+@calls.compiled()
 def _fit_platt(scores: jax.Array, labels: jax.Array, weights: jax.Array, broken: jax.Array) -> PlattScaling:
     scores, weights = lax.stop_gradient(scores), lax.stop_gradient(weights)
     scores = jnp.where(weights == 0, 0.0, scores)

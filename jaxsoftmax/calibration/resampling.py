@@ -1,6 +1,5 @@
 """How sure a metric is: bootstrap confidence intervals, every resample at once."""
 
-import functools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -12,7 +11,7 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from jaxsoftmax._core import arrays as array_rules
-from jaxsoftmax._core import checks
+from jaxsoftmax._core import calls, checks
 from jaxsoftmax.calibration import inputs
 
 __all__ = ["BootstrapInterval", "bootstrap"]
@@ -114,9 +113,9 @@ def bootstrap(
     return BootstrapInterval(estimate, lower, upper, samples)
 
 
-@functools.partial(jax.jit, static_argnames=("statistic", "resamples", "batch_size"), inline=True)
+@calls.compiled("statistic", "resamples", "batch_size")
 def _samples_call(
-    key: jax.Array, arrays: Any, weights: jax.Array, *, statistic: Any, resamples: int, batch_size: int
+    key: Any, arrays: Any, weights: jax.Array, *, statistic: Any, resamples: int, batch_size: int
 ) -> Any:
     # The arrays are the same for all, and so is whatever the statistic computes of them alone: only weights are drawn.
     def sample(key: jax.Array) -> Any:

@@ -1,6 +1,5 @@
 """What is risked by acting on the rows that a score calls certain, and leaving the others."""
 
-import functools
 from typing import NamedTuple
 
 import jax
@@ -8,7 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
-from jaxsoftmax._core import arrays, checks, scalars
+from jaxsoftmax._core import arrays, calls, checks, scalars
 from jaxsoftmax.calibration.inputs import poisoned, row_weights
 
 __all__ = ["SelectiveRisk", "selective_risk"]
@@ -86,7 +85,7 @@ def selective_risk(uncertainty: ArrayLike, losses: ArrayLike, *, weights: ArrayL
 # no care; as a mean over orders, the area of any score is at least as large.
 
 
-@functools.partial(jax.jit, inline=True)
+@calls.compiled()
 def _selective_risk_call(uncertainty: jax.Array, losses: jax.Array, weights: jax.Array) -> SelectiveRisk:
     counted = weights != 0
     uncertainty = lax.stop_gradient(uncertainty)

@@ -1,6 +1,5 @@
 """Temperature scaling: calibration by one number, found wherever there is one, at any scale of the logits."""
 
-import functools
 import math
 from typing import Any, NamedTuple
 
@@ -9,7 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
-from jaxsoftmax._core import arrays, checks, rules, scalars
+from jaxsoftmax._core import arrays, calls, checks, rules, scalars
 from jaxsoftmax._core.meshes import Axes
 from jaxsoftmax.calibration import inputs
 from jaxsoftmax.losses import cross_entropy, weighted_mean
@@ -182,7 +181,7 @@ class _Rows(NamedTuple):
     weights: jax.Array
 
 
-@functools.partial(jax.jit, inline=True)
+@calls.compiled()
 def solve_temperature(rows: inputs.Rows) -> TemperatureScaling:
     """The fit, from rows that are checked."""
     assert rows.logits is not None

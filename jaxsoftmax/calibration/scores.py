@@ -4,7 +4,6 @@ Each score is built from operations that are exact in the tails, so that confide
 probability of 1, still have an order.
 """
 
-import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -14,7 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
-from jaxsoftmax._core import arrays, checks, scalars
+from jaxsoftmax._core import arrays, calls, checks, scalars
 from jaxsoftmax._core.meshes import Axes
 from jaxsoftmax.entropies import entropy
 from jaxsoftmax.normalizers import log_softmax, logsumexp, smooth_max, softmax
@@ -332,7 +331,7 @@ def _score(
     return _score_call(logits, where, temperature, name=name, formula=formula, axis=axis, options=options)
 
 
-@functools.partial(jax.jit, static_argnames=("name", "formula", "axis", "options"), inline=True)
+@calls.compiled("name", "formula", "axis", "options")
 def _score_call(
     logits: Any, where: Any, temperature: Any, *, name: str, formula: Any, axis: int, options: Any
 ) -> jax.Array:

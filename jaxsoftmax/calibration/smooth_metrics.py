@@ -1,6 +1,5 @@
 """Calibration without bins: the smooth calibration error, and the reliability curve that goes with it."""
 
-import functools
 import math
 from typing import Any, NamedTuple
 
@@ -10,7 +9,7 @@ import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 
-from jaxsoftmax._core import arrays, checks, scalars
+from jaxsoftmax._core import arrays, calls, checks, scalars
 from jaxsoftmax.calibration import inputs
 
 __all__ = ["SmoothReliabilityCurve", "smooth_calibration_error", "smooth_reliability_curve"]
@@ -167,10 +166,7 @@ def smooth_reliability_curve(
 # smECE_0, and has one root between.
 
 
-_jit = functools.partial(jax.jit, inline=True)
-
-
-@functools.partial(_jit, static_argnames="classwise")
+@calls.compiled("classwise")
 def smooth_error_of_rows(rows: inputs.Rows, bandwidth: Any, *, classwise: bool) -> jax.Array:
     """The error of rows in canonical form."""
     confidence, right = inputs.events(rows, classwise)
@@ -183,7 +179,7 @@ def smooth_error_of_rows(rows: inputs.Rows, bandwidth: Any, *, classwise: bool) 
     return inputs.poisoned(jnp.mean(errors), rows.broken)
 
 
-@functools.partial(_jit, static_argnames=("points", "classwise"))
+@calls.compiled("points", "classwise")
 def _curve_call(rows: inputs.Rows, bandwidth: Any, *, points: int, classwise: bool) -> SmoothReliabilityCurve:
     confidence, right = inputs.events(rows, classwise)
     shares = _shares(rows.weights)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from jaxsoftmax._core import checks
+from jaxsoftmax._core import calls, checks
 from jaxsoftmax.calibration import inputs
 from jaxsoftmax.calibration.metrics import brier_of_rows, error_of_rows, likelihood_of_rows
 from jaxsoftmax.calibration.smooth_metrics import smooth_error_of_rows
@@ -95,7 +95,7 @@ def calibration_summary(
     return _summary_call(inputs.rows_of(name, labels, logits, probs, weights), bins=bins)
 
 
-@functools.partial(jax.jit, static_argnames="bins", inline=True)
+@calls.compiled("bins")
 def _summary_call(rows: inputs.Rows, *, bins: int) -> CalibrationSummary:
     error = functools.partial(error_of_rows, rows, bins=bins, binning="width", norm=1, debias=False)
     ((confidence,), (right,)) = inputs.events(rows, classwise=False)

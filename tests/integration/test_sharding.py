@@ -119,8 +119,12 @@ def test_vmap_over_a_mesh_axis(mesh: str) -> None:
 TARGETS = (DISTRIBUTION / DISTRIBUTION.sum(1, keepdims=True)).astype(np.float32)
 ROW_SPLIT, CLASS_SPLIT, BOTH = (PartitionSpec(*s) for s in (("rows", None), (None, "classes"), ("rows", "classes")))
 WHOLE = PartitionSpec()
+TEMPERATURES = np.linspace(0.5, 2.0, len(Z), dtype=np.float32)
+LABELS_AS_ROWS = np.eye(Z.shape[1], dtype=np.float32)[LABELS]
 
-DIFFERENTLY: dict[str, tuple[Callable[..., Any], list[tuple[Any, PartitionSpec]]]] = {
+Placed = tuple[Callable[..., Any], list[tuple[Any, PartitionSpec | None]]]
+
+DIFFERENTLY: dict[str, Placed] = {
     "whole_logits": (
         lambda z, y: jaxsoftmax.cross_entropy(z, y, class_weights=CLASS_WEIGHTS, label_smoothing=0.1),
         [(Z, WHOLE), (LABELS, PartitionSpec("rows"))],
@@ -141,6 +145,27 @@ DIFFERENTLY: dict[str, tuple[Callable[..., Any], list[tuple[Any, PartitionSpec]]
         jaxsoftmax.weighted_mean,
         [(Z[:, 0], PartitionSpec("rows")), (TARGETS[:, 0], PartitionSpec("classes"))],
     ),
+    "hard_and_soft": (
+        lambda hard, soft: jaxsoftmax.straight_through(jax.lax.stop_gradient(hard), soft),
+        [(LABELS_AS_ROWS, CLASS_SPLIT), (Z, ROW_SPLIT)],
+    ),
+    # Of one argument alone, with the others on no mesh.
+    "labels_alone": (
+        lambda z, y: jaxsoftmax.cross_entropy(z, y, label_smoothing=0.1),
+        [(Z, None), (LABELS, PartitionSpec("classes"))],
+    ),
+    "temperature_alone": (
+        lambda z, t: jaxsoftmax.cross_entropy(z, LABELS, temperature=t),
+        [(Z, None), (TEMPERATURES, PartitionSpec("classes"))],
+    ),
+    "weights_alone": (lambda z, w: jaxsoftmax.logsumexp(z, weights=w), [(Z, None), (TARGETS, BOTH)]),
+    "targets_alone": (jaxsoftmax.kl_divergence, [(Z, None), (2.0 * Z, BOTH)]),
+    "probabilities_alone": (jaxsoftmax.soft_cross_entropy, [(Z, None), (TARGETS, BOTH)]),
+    "binary_labels_alone": (jaxsoftmax.binary_cross_entropy, [(Z, None), (TARGETS, BOTH)]),
+    "mask_alone": (
+        lambda z, where: jaxsoftmax.sigmoid_focal_loss(z, TARGETS, where=where),
+        [(Z, None), (np.broadcast_to(PRESENT, Z.shape), BOTH)],
+    ),
 }
 
 
@@ -157,17 +182,18 @@ def by_all(function: Callable[..., Any], *args: Any) -> Any:
 
 
 def check_differently(function: Callable[..., Any], arguments: Any) -> None:
-    """The numbers of one device, and gradients that are split as the arguments are."""
+    """The numbers of one device, and gradients that are split as the arguments are, where these are on the mesh."""
     values = [x for x, _ in arguments]
     expected = by_all(function, *values)
     mesh = jax.make_mesh((2, 4), ("rows", "classes"), axis_types=(AxisType.Explicit,) * 2)
     with jax.set_mesh(mesh):
-        placed = [jax.device_put(x, NamedSharding(mesh, spec)) for x, spec in arguments]
+        placed = [x if spec is None else jax.device_put(x, NamedSharding(mesh, spec)) for x, spec in arguments]
         actual = by_all(function, *placed)
     assert_same(actual, expected)
     floats = [x for x in placed if jax.numpy.issubdtype(x.dtype, jax.numpy.floating)]
     for gradient, argument in zip(actual[0], floats, strict=True):
-        assert gradient.sharding.is_equivalent_to(argument.sharding, gradient.ndim)
+        on_mesh = isinstance(argument, jax.Array)
+        assert not on_mesh or gradient.sharding.is_equivalent_to(argument.sharding, gradient.ndim)
 
 
 @pytest.mark.parametrize("name", DIFFERENTLY)
@@ -260,7 +286,16 @@ def _batch(of_features: Any, of_kernel: Any, of_bias: Any, of_labels: Any, of_we
     return [(h, of_features), (SMALL, of_kernel), (BIAS, of_bias), (y, of_labels), (r, of_weights)]
 
 
-HEADS_DIFFERENTLY: dict[str, tuple[Callable[..., Any], list[tuple[Any, PartitionSpec]]]] = {
+OTHER, ITS_BIAS = -KERNEL[2:], BIAS[::-1].copy()
+OF_KERNEL_ROWS = PartitionSpec(None, "rows")
+
+
+def _distilled(h: Any, w: Any, b: Any, t: Any, u: Any, c: Any) -> jax.Array:
+    options: Any = {"student_bias": b, "teacher_bias": c, "reduction": "none", "block_size": 16}
+    return jaxsoftmax.linear_kl_divergence(h, w, t, u, **options)
+
+
+HEADS_DIFFERENTLY: dict[str, Placed] = {
     "whole_features": (_batch_loss, _batch(WHOLE, CLASS_SPLIT, WHOLE, ROW_SPLIT, WHOLE)),
     "second_axis": (
         lambda *args: _batch_loss(*args, reduction="none"),
@@ -275,6 +310,47 @@ HEADS_DIFFERENTLY: dict[str, tuple[Callable[..., Any], list[tuple[Any, Partition
     "teacher": (
         lambda h, w, t: jaxsoftmax.linear_kl_divergence(h, w, t, w, reduction="none", block_size=16),
         [(BATCH[0], ROW_SPLIT), (SMALL, CLASS_SPLIT), (2.0 * BATCH[0], PartitionSpec(None, "classes"))],
+    ),
+    "kernel_of_the_teacher": (
+        _distilled,
+        [
+            *[(BATCH[0], WHOLE), (SMALL, CLASS_SPLIT), (BIAS, PartitionSpec("rows"))],
+            *[(2.0 * BATCH[0], WHOLE), (OTHER, OF_KERNEL_ROWS), (ITS_BIAS, WHOLE)],
+        ],
+    ),
+    "rows_over_classes_of_the_teacher": (
+        _distilled,
+        [
+            *[(BATCH[0], ROW_SPLIT), (SMALL, WHOLE), (BIAS, PartitionSpec("rows"))],
+            *[(2.0 * BATCH[0], WHOLE), (OTHER, OF_KERNEL_ROWS), (ITS_BIAS, PartitionSpec("rows"))],
+        ],
+    ),
+    "teacher_alone": (
+        _distilled,
+        [
+            (BATCH[0], None),
+            (SMALL, None),
+            (BIAS, None),
+            (2.0 * BATCH[0], None),
+            (OTHER, BOTH),
+            (ITS_BIAS, None),
+        ],
+    ),
+    "where_and_bias": (
+        lambda h, w, b, where: _batch_loss(h, w, b, BATCH[1], BATCH[2], where=where),
+        [
+            *[(BATCH[0], WHOLE), (SMALL, CLASS_SPLIT), (BIAS, PartitionSpec("classes"))],
+            (np.isin(np.arange(V), TOKENS) | (np.arange(V) % 2 == 0), PartitionSpec("rows")),
+        ],
+    ),
+    "temperature_of_a_head_alone": (
+        lambda h, w, b, t: _batch_loss(h, w, b, BATCH[1], BATCH[2], temperature=t),
+        [
+            (BATCH[0], None),
+            (SMALL, None),
+            (BIAS, None),
+            (np.linspace(0.5, 2.0, 64, dtype=np.float32).reshape(4, 16), OF_TIME),
+        ],
     ),
 }
 
