@@ -61,7 +61,7 @@ def soft_cross_entropy(
         >>> print(jaxsoftmax.soft_cross_entropy(jnp.array([[0.0, 0.0, -jnp.inf]]), jnp.array([[0.5, 0.5, 0.0]])))
         [0.6931472]
     """
-    checks.static_axis("soft_cross_entropy", axis, axis_name)
+    axis = checks.static_axis("soft_cross_entropy", axis, axis_name)
     checks.numbers_in("soft_cross_entropy", 0, math.inf, temperature=temperature)
     checks.positive("soft_cross_entropy", logit_cap=logit_cap)
     return _soft_cross_entropy_call(
@@ -115,7 +115,7 @@ def kl_divergence(
         S. Kullback and R. A. Leibler, On Information and Sufficiency, 1951.
         G. Hinton, O. Vinyals and J. Dean, Distilling the Knowledge in a Neural Network, 2015.
     """
-    checks.static_axis("kl_divergence", axis, axis_name)
+    axis = checks.static_axis("kl_divergence", axis, axis_name)
     checks.numbers_in("kl_divergence", 0, math.inf, temperature=temperature)
     return _kl_call(logits, target_logits, where, temperature, axis=axis, axis_name=axis_name)
 

@@ -58,7 +58,7 @@ def entropy(
     References:
         C. E. Shannon, A Mathematical Theory of Communication, 1948.
     """
-    checks.static_axis("entropy", axis, axis_name)
+    axis = checks.static_axis("entropy", axis, axis_name)
     checks.numbers_in("entropy", 0, math.inf, temperature=temperature)
     checks.positive("entropy", base=base)
     if base == 1:

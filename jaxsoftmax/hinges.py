@@ -63,8 +63,8 @@ def hinge_loss(
         K. Crammer and Y. Singer, On the Algorithmic Implementation of Multiclass Kernel-based Vector Machines, 2001.
         J. Weston and C. Watkins, Support Vector Machines for Multi-Class Pattern Recognition, 1999.
     """
-    checks.static_axis("hinge_loss", axis, axis_name)
-    checks.whole("hinge_loss", ignore_label=ignore_label)
+    axis = checks.static_axis("hinge_loss", axis, axis_name)
+    checks.ignored("hinge_loss", ignore_label)
     checks.choice("hinge_loss", ("crammer_singer", "weston_watkins"), variant=variant)
     return _hinge_call(
         logits, labels, where, margin, axis=axis, variant=variant, ignore_label=ignore_label, axis_name=axis_name

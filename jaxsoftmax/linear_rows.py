@@ -97,7 +97,8 @@ def check_statics(function: str, temperature: Any, statics: Statics) -> None:
     checks.static_axis(function, None, statics.axis_name)
     checks.positive(function, logit_cap=statics.logit_cap)
     sizes = {"num_classes": statics.num_classes, "block_size": statics.block_size}
-    checks.whole(function, ignore_label=statics.ignore_label, **sizes)
+    checks.ignored(function, statics.ignore_label)
+    checks.whole(function, **sizes)
     checks.numbers_in(function, 1, math.inf, **sizes)
 
 

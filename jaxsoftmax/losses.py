@@ -11,7 +11,7 @@ from jax.typing import ArrayLike
 from jaxsoftmax import objectives
 from jaxsoftmax._core import arrays, calls, checks, meshes, rules, scalars
 from jaxsoftmax._core.meshes import Axes, AxisName
-from jaxsoftmax.statistics import Head, check_options, dense
+from jaxsoftmax.statistics import Head, checked_head, dense
 
 __all__ = ["cross_entropy", "focal_loss", "poly_loss", "smooth_labels", "weighted_mean"]
 
@@ -79,8 +79,7 @@ def cross_entropy(
         C. Szegedy et al., Rethinking the Inception Architecture, 2016; A. Chowdhery et al., PaLM, 2022 (z-loss).
     """
     name = "cross_entropy"
-    head = Head(axis, logit_cap, ignore_label, axis_name)
-    check_options(name, temperature, head)
+    head = checked_head(name, temperature, axis, logit_cap, ignore_label, axis_name)
     checks.numbers_in(name, 0, 1, label_smoothing=label_smoothing)
     checks.numbers_in(name, 0, math.inf, z_loss=z_loss)
     checks.choice(name, ("uniform", "others"), smoothing=smoothing)
@@ -143,8 +142,7 @@ def focal_loss(
     References:
         T.-Y. Lin et al., Focal Loss for Dense Object Detection, 2017.
     """
-    head = Head(axis, logit_cap, ignore_label, axis_name)
-    check_options("focal_loss", temperature, head)
+    head = checked_head("focal_loss", temperature, axis, logit_cap, ignore_label, axis_name)
     checks.numbers_in("focal_loss", 0, math.inf, gamma=gamma, alpha=alpha)
     return _focal_loss_call(logits, labels, where, temperature, gamma, alpha, head=head)
 
@@ -200,8 +198,7 @@ def poly_loss(
     References:
         Z. Leng et al., PolyLoss: A Polynomial Expansion Perspective of Classification Loss Functions, 2022.
     """
-    head = Head(axis, logit_cap, ignore_label, axis_name)
-    check_options("poly_loss", temperature, head)
+    head = checked_head("poly_loss", temperature, axis, logit_cap, ignore_label, axis_name)
     checks.numbers_in("poly_loss", -1, math.inf, epsilon=epsilon)
     return _poly_loss_call(logits, labels, where, temperature, epsilon, head=head)
 
@@ -246,7 +243,7 @@ def smooth_labels(
     References:
         C. Szegedy et al., Rethinking the Inception Architecture, 2016.
     """
-    checks.static_axis("smooth_labels", axis)
+    axis = checks.static_axis("smooth_labels", axis)
     checks.numbers_in("smooth_labels", 0, 1, label_smoothing=label_smoothing)
     checks.choice("smooth_labels", ("uniform", "others"), smoothing=smoothing)
     return _smooth_labels_call(targets, label_smoothing, where, axis=axis, smoothing=smoothing)

@@ -63,7 +63,7 @@ def softmax(
     References:
         J. S. Bridle, Probabilistic interpretation of feedforward classification network outputs, 1990.
     """
-    checks.static_axis("softmax", axis, axis_name)
+    axis = checks.static_axis("softmax", axis, axis_name)
     checks.numbers_in("softmax", 0, math.inf, temperature=temperature)
     return _softmax_call(logits, where, temperature, axis=axis, axis_name=axis_name)
 
@@ -113,7 +113,7 @@ def log_softmax(
         >>> print(f"{certain:.4e} {rest:.4f}")
         -4.2484e-18 -40.0000
     """
-    checks.static_axis("log_softmax", axis, axis_name)
+    axis = checks.static_axis("log_softmax", axis, axis_name)
     checks.numbers_in("log_softmax", 0, math.inf, temperature=temperature)
     return _log_softmax_call(logits, where, temperature, axis=axis, axis_name=axis_name)
 
@@ -167,7 +167,7 @@ def logsumexp(
         >>> print(f"{jaxsoftmax.logsumexp(jnp.array([1000.0, 1000.0])):.3f}")
         1000.693
     """
-    checks.static_axis("logsumexp", axis, axis_name)
+    axis = checks.static_axis("logsumexp", axis, axis_name)
     checks.numbers_in("logsumexp", 0, math.inf, temperature=temperature)
     return _logsumexp_call(logits, where, weights, temperature, axis=axis, axis_name=axis_name, keepdims=keepdims)
 
@@ -223,7 +223,7 @@ def smooth_max(
         >>> print(f"{jaxsoftmax.smooth_max(jnp.array([1.0, 2.0]), temperature=0.5):.4f}")
         2.0635
     """
-    checks.static_axis("smooth_max", axis, axis_name)
+    axis = checks.static_axis("smooth_max", axis, axis_name)
     checks.numbers_in("smooth_max", 0, math.inf, temperature=temperature)
     return _smooth_max_call(logits, where, temperature, axis=axis, axis_name=axis_name, keepdims=keepdims)
 

@@ -48,7 +48,8 @@ def cross_entropy(
 
     Numerics:
         -log p[y] = softplus(-log-odds), right to the last digit however certain the label. Both terms of the smoothing
-        are positive, so that nothing cancels.
+        are positive, so that nothing cancels; only with "others" and ε = 1 a rounding of the labelled logit's size
+        stays of it.
 
     Gradient:
         d(-log p[y]) / d(log-odds) = -(1 - p[y]). All modes, as for `row_statistics`.

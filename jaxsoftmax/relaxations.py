@@ -65,7 +65,7 @@ def gumbel_softmax(
         C. J. Maddison, A. Mnih and Y. W. Teh, The Concrete Distribution, 2017.
     """
     checks.random_key("gumbel_softmax", key)
-    checks.static_axis("gumbel_softmax", axis)
+    axis = checks.static_axis("gumbel_softmax", axis)
     checks.numbers_in("gumbel_softmax", 0, math.inf, temperature=temperature)
     checks.flag("gumbel_softmax", hard=hard)
     return _gumbel_call(key, logits, where, temperature, axis=axis, hard=bool(hard))

@@ -61,7 +61,7 @@ class RowStatistics(NamedTuple):
 
 
 class Head(NamedTuple):
-    """The options of the dense head that are fixed when a program is traced, as the user gives them."""
+    """The options of the dense head that are fixed when a program is traced."""
 
     axis: Any
     logit_cap: float | None
@@ -120,8 +120,7 @@ def row_statistics(
         >>> print(f"{statistics.log_odds[0]:.1f} {statistics.error_prob[0]:.4e}")
         17.0 4.1399e-08
     """
-    head = Head(axis, logit_cap, ignore_label, axis_name)
-    check_options("row_statistics", temperature, head)
+    head = checked_head("row_statistics", temperature, axis, logit_cap, ignore_label, axis_name)
     return _row_statistics_call(logits, labels, where, temperature, head=head)
 
 
@@ -130,12 +129,15 @@ def _row_statistics_call(logits: Any, labels: Any, where: Any, temperature: Any,
     return dense("row_statistics", logits, labels, where, temperature, head, mean=True)
 
 
-def check_options(function: str, temperature: Any, head: Head) -> None:
-    """The options that are Python values, before anything is traced."""
-    checks.static_axis(function, head.axis, head.axis_name)
+def checked_head(
+    function: str, temperature: Any, axis: Any, logit_cap: float | None, ignore_label: int | None, axis_name: AxisName
+) -> Head:
+    """The options that are Python values, checked before anything is traced."""
+    axis = checks.static_axis(function, axis, axis_name)
     checks.numbers_in(function, 0, math.inf, temperature=temperature)
-    checks.positive(function, logit_cap=head.logit_cap)
-    checks.whole(function, ignore_label=head.ignore_label)
+    checks.positive(function, logit_cap=logit_cap)
+    checks.ignored(function, ignore_label)
+    return Head(axis, logit_cap, ignore_label, axis_name)
 
 
 def dense(

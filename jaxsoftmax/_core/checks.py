@@ -27,6 +27,7 @@ __all__ = [
     "flag",
     "floating",
     "head",
+    "ignored",
     "integers",
     "labels",
     "mask",
@@ -36,6 +37,7 @@ __all__ = [
     "per_row",
     "positive",
     "random_key",
+    "real",
     "row_labels",
     "row_numbers",
     "same_dtype",
@@ -49,8 +51,10 @@ __all__ = [
 
 # The shapes of the raw keys of JAX's generators.
 _KEY_DATA = ((2,), (4,))
-# Kinds that every eager call asks for: a union written in its place would be built anew each time.
-_REAL, _AXIS = (int, float, np.number), (int, np.integer, tuple)
+# What every eager call asks for: a union written in its place would be built anew each time.
+_REAL = (int, float, np.number)
+# Labels fit; so does an ignored one.
+_LABELS = -(2**31), 2**31 - 1
 
 
 def fail(kind: type[Exception], function: str, rule: str, **values: Any) -> NoReturn:
@@ -68,9 +72,11 @@ def exactly_one(function: str, **given: Any) -> tuple[str, Any]:
 
 
 def _show(value: Any) -> str:
-    """float32[8,10] for an array, what Python prints for anything else."""
+    """float32[8,10] for an array, [float32[], ...] for a list of them, what Python prints for anything else."""
     if isinstance(value, jax.Array | np.ndarray):
         return f"{value.dtype}[{','.join(map(str, value.shape))}]"
+    if isinstance(value, list) and isinstance(next(iter(value), None), jax.Array | list):
+        return f"[{_show(value[0])}{', ...' if len(value) > 1 else ''}]"
     return repr(value)
 
 
@@ -94,6 +100,13 @@ def whole(function: str, **options: int | None) -> None:
     for name, value in options.items():
         if value is not None and (not isinstance(value, numbers.Integral) or isinstance(value, bool)):
             fail(TypeError, function, f"{name} must be an integer", **{name: value})
+
+
+def ignored(function: str, ignore_label: int | None) -> None:
+    """The label that is ignored: an integer that a label can be, or None."""
+    whole(function, ignore_label=ignore_label)
+    if ignore_label is not None and not _LABELS[0] <= ignore_label <= _LABELS[1]:
+        fail(ValueError, function, "ignore_label must be of 32 bits, as labels are", ignore_label=ignore_label)
 
 
 def flag(function: str, **options: bool) -> None:
@@ -151,35 +164,40 @@ def _array(function: str, name: str, value: Any) -> jax.Array:
     return jnp.asarray(value)
 
 
-def static_axis(function: str, axis: Any, axis_name: Any = None) -> None:
-    """What can be an axis of an array or of a mesh at all, before jit asks for its hash."""
-    if axis is not None and not isinstance(axis, _AXIS):
+def static_axis(function: str, axis: Any, axis_name: Any = None) -> Any:
+    """The axis, of Python integers, if it can be one at all and the name one of a mesh; before jit compares it."""
+    if axis_name is not None:
+        names = meshes.names_of(axis_name)
+        strings = bool(names) and all(isinstance(name, str) for name in names)
+        if not (strings and len(set(names)) == len(names)):
+            fail(TypeError, function, "axis_name must be a string or a tuple of different ones", axis_name=axis_name)
+    if axis is None or type(axis) is int:
+        return axis
+    given = axis if isinstance(axis, tuple) else (axis,)
+    if not all(isinstance(a, int | np.integer) and not isinstance(a, bool) for a in given):
         fail(TypeError, function, "axis must be an integer, a tuple of integers or None", axis=axis)
-    if axis_name is None:
-        return
-    names = meshes.names_of(axis_name)
-    strings = bool(names) and all(isinstance(name, str) for name in names)
-    if not (strings and len(set(names)) == len(names)):
-        fail(TypeError, function, "axis_name must be a string or a tuple of different ones", axis_name=axis_name)
+    return tuple(int(a) for a in given) if isinstance(axis, tuple) else int(axis)
 
 
-def class_axis(function: str, axis: Any, axis_name: AxisName = None, **array: jax.Array) -> Axes:
+def class_axis(
+    function: str, axis: int | tuple[int, ...] | None, axis_name: AxisName = None, **array: jax.Array
+) -> Axes:
     """The one class axis of the array, counted from 0, and the mesh axes that split it."""
-    if not isinstance(axis, int | np.integer) or isinstance(axis, bool):
+    if not isinstance(axis, int):
         fail(TypeError, function, "axis must be an integer", axis=axis)
     return class_axes(function, axis, axis_name, **array)
 
 
-def class_axes(function: str, axis: Any, axis_name: AxisName = None, **array: jax.Array) -> Axes:
+def class_axes(
+    function: str, axis: int | tuple[int, ...] | None, axis_name: AxisName = None, **array: jax.Array
+) -> Axes:
     """The class axes of the array, counted from 0, none of them twice, with at least one class; and those of a mesh."""
     ((name, value),) = array.items()
     ndim = value.ndim
     given = range(ndim) if axis is None else axis if isinstance(axis, tuple) else (axis,)
-    if not all(isinstance(a, int | np.integer) and not isinstance(a, bool) for a in given):
-        fail(TypeError, function, "axis must be an integer, a tuple of integers or None", axis=axis)
     if not all(-ndim <= a < ndim for a in given):
         fail(ValueError, function, f"axis must lie in [{-ndim}, {ndim})", axis=axis, **array)
-    axes = tuple(sorted(int(a) % ndim for a in given))
+    axes = tuple(sorted(a % ndim for a in given))
     if len(set(axes)) < len(axes):
         fail(ValueError, function, "axis must not name an axis twice", axis=axis, **array)
     if not axes:
@@ -252,14 +270,20 @@ def numeric(function: str, **array: ArrayLike) -> jax.Array:
     return converted
 
 
+def real(function: str, **array: ArrayLike) -> jax.Array:
+    """The one array, floating or integer."""
+    converted = numeric(function, **array)
+    if converted.dtype == jnp.bool_:
+        ((name, _),) = array.items()
+        fail(TypeError, function, f"{name} must be numbers, not booleans", **{name: converted})
+    return converted
+
+
 def per_row(function: str, name: str, value: ArrayLike | None, logits: jax.Array, axes: Axes) -> jax.Array | None:
     """A scalar or one number per row, of the logits' rank with the class axes at size 1, in the compute dtype."""
     if value is None:
         return None
-    converted = _array(function, name, value)
-    # A Python number, traced or not, has a weak type.
-    if not jnp.issubdtype(converted.dtype, jnp.floating) and not jax.typeof(converted).weak_type:
-        fail(TypeError, function, f"{name} must have a floating dtype", **{name: converted})
+    converted = real(function, **{name: value})
     rows = tuple(1 if a in axes.dims else size for a, size in enumerate(logits.shape))
     batch = tuple(size for a, size in enumerate(logits.shape) if a not in axes.dims)
     if converted.shape not in ((), batch, rows):
@@ -365,7 +389,7 @@ def row_numbers(
     """One number per row of features, or a scalar where it may be one, in the compute dtype; None stays."""
     if value is None:
         return None
-    converted = numeric(function, **{name: value})
+    converted = real(function, **{name: value}) if scalar else numeric(function, **{name: value})
     batch = features.shape[:-1]
     if converted.shape != batch and not (scalar and converted.shape == ()):
         rule = f"{name} must {'be a scalar or ' if scalar else ''}have one number per row"

@@ -114,9 +114,7 @@ def bootstrap(
 
 
 @calls.compiled("statistic", "resamples", "batch_size")
-def _samples_call(
-    key: Any, arrays: Any, weights: jax.Array, *, statistic: Any, resamples: int, batch_size: int
-) -> Any:
+def _samples_call(key: Any, arrays: Any, weights: jax.Array, *, statistic: Any, resamples: int, batch_size: int) -> Any:
     # The arrays are the same for all, and so is whatever the statistic computes of them alone: only weights are drawn.
     def sample(key: jax.Array) -> Any:
         return _floats(statistic(*arrays, weights=weights * draws(key, weights)))

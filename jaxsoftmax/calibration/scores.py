@@ -326,7 +326,7 @@ def _score(
 ) -> jax.Array:
     """What every score begins with; the options are static."""
     name = f"calibration.{name}"
-    checks.static_axis(name, axis)
+    axis = checks.static_axis(name, axis)
     checks.numbers_in(name, 0, math.inf, temperature=temperature)
     return _score_call(logits, where, temperature, name=name, formula=formula, axis=axis, options=options)
 

@@ -113,7 +113,7 @@ TABLE = [
     Bad(LABELLED, {"labels": Y > 0}, TypeError, "labels must be integers"),
     Bad(BINARY, {"labels": KEY}, TypeError, "labels must be numbers"),
     Bad(MASKED, {"where": INTEGERS}, TypeError, "where must be boolean"),
-    Bad(TEMPERED, {"temperature": np.array(1, np.int32)}, TypeError, "temperature must have a floating dtype"),
+    Bad((*TEMPERED, *LINEAR_TEMPERED), {"temperature": Y > 0}, TypeError, "temperature must be numbers, not booleans"),
     Bad(("soft_cross_entropy",), {"targets": INTEGERS}, TypeError, "targets must have a floating dtype"),
     Bad(("kl_divergence",), {"target_logits": INTEGERS}, TypeError, "target_logits must have a floating dtype"),
     Bad(("kl_divergence",), {"target_logits": Z.astype(np.float16)}, TypeError, "must have the same dtype"),
@@ -237,6 +237,7 @@ TABLE = [
     Bad(LABELLED, {"ignore_label": 1.5}, TypeError, "ignore_label must be an integer"),
     Bad(LABELLED, {"ignore_label": True}, TypeError, "ignore_label must be an integer"),
     Bad(LABELLED, {"ignore_label": Y}, TypeError, "ignore_label must be an integer"),
+    Bad((*LABELLED, *LINEAR_LABELLED), {"ignore_label": 2**31}, ValueError, "ignore_label must be of 32 bits"),
     Bad(OVER_A_MESH, {"axis_name": 3}, TypeError, "axis_name must be a string or a tuple of different ones"),
     Bad(OVER_A_MESH, {"axis_name": ("a", "a")}, TypeError, "axis_name must be a string or a tuple of different ones"),
     Bad(OVER_A_MESH, {"axis_name": ["a"]}, TypeError, "axis_name must be a string or a tuple of different ones"),
@@ -298,6 +299,33 @@ def test_message(name: str, bad: Bad) -> None:
         with pytest.raises(bad.kind) as traced:
             call(name, arguments, jit=True)
         assert str(traced.value) == message
+
+
+def test_numbers_of_numpy_and_booleans_are_told_apart() -> None:
+    """An axis is the same as numpy has it, also where the other is compiled already; True is no axis for being 1."""
+    for axis in (1, np.int64(1), np.int8(-1)):
+        np.testing.assert_array_equal(jaxsoftmax.cross_entropy(Z, Y, axis=axis), jaxsoftmax.cross_entropy(Z, Y))
+    for axis in (True, (0, 1), (np.int64(0), True)):
+        with pytest.raises(TypeError, match=r"jaxsoftmax\.cross_entropy: axis must be an integer"):
+            jaxsoftmax.cross_entropy(Z, Y, axis=axis)
+    both: Any = (np.int64(0), 1)
+    np.testing.assert_array_equal(jaxsoftmax.logsumexp(Z, axis=both), jaxsoftmax.logsumexp(Z, axis=(0, 1)))
+
+
+@pytest.mark.parametrize("temperature", [2, np.int64(2), np.int32([2, 2]), jnp.array(2)])
+def test_a_temperature_may_be_an_integer(temperature: Any) -> None:
+    """For dense and streamed heads alike."""
+    dense = jaxsoftmax.cross_entropy(Z @ KERNEL * np.arange(5, dtype=np.float32), Y, temperature=temperature)
+    streamed = jaxsoftmax.linear_log_probs(Z, KERNEL * np.arange(5, dtype=np.float32), Y, temperature=temperature)
+    expected = np.log(np.sum(np.exp(1.5 * np.arange(5.0))))
+    for loss in (dense, -streamed):
+        np.testing.assert_allclose(loss, [expected] * 2, rtol=1e-6)
+
+
+def test_a_list_is_shown_by_what_it_holds() -> None:
+    """Under jit its elements are tracers, whose names say nothing."""
+    with pytest.raises(TypeError, match=r"labels must be an array; got labels=\[int32\[\], \.\.\.\]"):
+        jaxsoftmax.cross_entropy(Z, [0, 0])  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", GOOD)
