@@ -164,7 +164,8 @@ def _soft_forward(options: DivergenceOptions, logits: Any, targets: Any, where: 
     numbers = arrays.excess(capped(logits, where, options.logit_cap), axes, temperature)
     residuals = DivergenceResiduals(logits, targets, where, temperature, *numbers)
     scaled = _soft_scaled(options, residuals)
-    return _sum_of_costs(targets.astype(scaled.dtype), scaled, jnp.log1p(residuals.others), axes), residuals
+    costs = _sum_of_costs(targets.astype(scaled.dtype), scaled, jnp.log1p(residuals.others), axes)
+    return arrays.opaque_on_cpu(costs), residuals
 
 
 def _sum_of_costs(targets: jax.Array, scaled: jax.Array, log_total: jax.Array, axes: Axes) -> jax.Array:
