@@ -307,7 +307,8 @@ def _with_label(
     and a quotient, unlike a product, is not computed anew for each of its uses. In one pass there is no such product.
     """
     axes = options.axes
-    if options.one_pass or axes.size(logits) > FEW_CLASSES:
+    size = axes.size(logits)
+    if options.one_pass or not (isinstance(size, int) and size <= FEW_CLASSES):
         return jnp.where(arrays.is_label(labels, logits, axes), at_label, terms * raised * slope)
     keep = arrays.not_label(labels, logits, axes, terms.dtype)
     label = 1.0 - keep

@@ -447,10 +447,10 @@ def not_label(labels: jax.Array, logits: jax.Array, axes: Axes, dtype: Any) -> j
     """0 at each row's labelled class and 1 elsewhere, in arithmetic that stays inside of a fused sum.
 
     The class numbers are made opaque to the compiler, which otherwise writes their broadcast out. Whole numbers of
-    float32 are exact to 2**24 classes; beyond, the comparison is used.
+    float32 are exact to 2**24 classes; beyond, and for a symbolic number, the comparison is used.
     """
     size = axes.size(logits)
-    if axes.classes(size) > 2**24:
+    if not (isinstance(size, int) and axes.classes(size) <= 2**24):
         return jnp.where(is_label(labels, logits, axes), 0.0, 1.0).astype(dtype)
     numbers = opaque(jnp.arange(size, dtype=dtype))
     numbers = numbers.reshape([size if a in axes.dims else 1 for a, size in enumerate(logits.shape)])

@@ -98,6 +98,8 @@ def cut_of(rows: int, width: int, classes: int, devices: int, block_size: int | 
     Where JAX divides the work over the devices of a mesh, a block of neighbouring rows would lie on one of them, and
     all would compute it. There each device gives an equal share of every block, one row at least.
     """
+    if not isinstance(rows, int):  # symbolic, for `jax.export`
+        return Cut(1, block_size or most_rows(jax.default_backend(), width, classes))
     if block_size is None:
         blocks = math.ceil(rows / (devices * most_rows(jax.default_backend(), width, classes)))
         block_size = math.ceil(rows / max(blocks, 1))
@@ -110,9 +112,9 @@ def cut(x: jax.Array, by: Cut, zeros: bool = False) -> jax.Array:
     """[N, ...] as [blocks, B, ...], each group filled up with copies of its last row, or with zeros."""
     groups, rows = by
     x = x.reshape(groups, x.shape[0] // groups, *x.shape[1:])
-    blocks = math.ceil(x.shape[1] / rows)
+    blocks = -(-x.shape[1] // rows)
     missing = blocks * rows - x.shape[1]
-    if missing:
+    if not isinstance(missing, int) or missing:
         last = jnp.zeros_like(x[:, -1:]) if zeros else x[:, -1:]
         x = jnp.concatenate([x, jnp.broadcast_to(last, (groups, missing, *x.shape[2:]))], axis=1)
     x = jnp.swapaxes(x.reshape(groups, blocks, rows, *x.shape[2:]), 0, 1)
