@@ -50,7 +50,9 @@ def linear_statistics(
             that every objective gives 0, and their gradient is 0, whatever their features hold.
         num_classes: How many of the columns are classes; those that follow pad the kernel, and are absent.
         block_size: Rows in a block. By default cut evenly, at most so many: on a CPU what 40 MiB of float32 logits
-            hold, from 88 to 1 024; elsewhere 2 048 or what 256 MiB hold, but no more than D or what 512 MiB hold.
+            hold, from 88 to 1 024, or 512 (256 for D up to 64) where only so few stay in 30 MiB with the kernel's
+            gradient; elsewhere 2 048 or what 256 MiB hold, but no more than D or what 512 MiB hold. Of a symbolic
+            number of rows, in `jax.export`, every block has the most.
         precision: Of the matrix products, as `jax.lax.dot_general` takes it.
         axis_name: The mesh axis, or axes, over which the classes are split, inside of `jax.shard_map`: kernel, bias and
             where are each device's own columns, and labels count through all devices.
@@ -123,7 +125,8 @@ def linear_loss(
         ignore_label: The one label whose rows have weight 0.
         num_classes: How many of the columns are classes; those that follow pad the kernel, and are absent.
         block_size: Rows in a block. By default cut evenly, at most so many: on a CPU what 40 MiB of float32 logits
-            hold, from 88 to 1 024; elsewhere 2 048 or what 256 MiB hold, but no more than D or what 512 MiB hold.
+            hold, from 88 to 1 024, or 512 (256 for D up to 64) where only so few stay in 30 MiB with the kernel's
+            gradient; elsewhere 2 048 or what 256 MiB hold, but no more than D or what 512 MiB hold.
         precision: Of the matrix products, as `jax.lax.dot_general` takes it.
         axis_name: The mesh axis, or axes, over which the classes are split, inside of `jax.shard_map`: kernel, bias and
             where are each device's own columns, and labels count through all devices.
@@ -219,7 +222,8 @@ def linear_cross_entropy(
         ignore_label: The one label whose rows have weight 0.
         num_classes: How many of the columns are classes; those that follow pad the kernel, and are absent.
         block_size: Rows in a block. By default cut evenly, at most so many: on a CPU what 40 MiB of float32 logits
-            hold, from 88 to 1 024; elsewhere 2 048 or what 256 MiB hold, but no more than D or what 512 MiB hold.
+            hold, from 88 to 1 024, or 512 (256 for D up to 64) where only so few stay in 30 MiB with the kernel's
+            gradient; elsewhere 2 048 or what 256 MiB hold, but no more than D or what 512 MiB hold.
         precision: Of the matrix products, as `jax.lax.dot_general` takes it.
         axis_name: The mesh axis, or axes, over which the classes are split, inside of `jax.shard_map`: kernel, bias and
             where are each device's own columns, and labels count through all devices.

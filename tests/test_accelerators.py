@@ -95,7 +95,10 @@ def test_derivatives(name, monkeypatch):
     ("platform", "width", "classes", "rows"),
     [
         ("cpu", 512, 32768, 320),
-        ("cpu", 64, 8192, 1024),
+        ("cpu", 64, 8192, 256),  # with the kernel's gradient, 10 of 30 MiB; of 1 024 rows 34
+        ("cpu", 65, 8192, 512),
+        ("cpu", 64, 4096, 1024),  # 17 MiB
+        ("cpu", 512, 8192, 1024),  # of 512 rows 32 MiB
         ("cpu", 256, 131072, 88),
         ("gpu", 2304, 256000, 2048),
         ("gpu", 4096, 128256, 2048),

@@ -17,6 +17,11 @@ __all__ = ["Batch", "Cut", "batch_of", "cut", "cut_of", "join", "most_rows"]
 # is gained.
 CPU_BYTES = 5 * 2**23
 CPU_ROWS = 88, 1024
+# For more than 32 MiB the C library asks the system anew in every call, which clears page after page: of few features
+# that takes as long as half of the products. Where a block of the most rows and the sum come to more, and one of fewer
+# rows to less, that is taken: of so many, and of narrow features of half as many.
+CPU_KEPT_BYTES = 30 * 2**20
+CPU_FEWER_ROWS, CPU_NARROW = 512, 64
 # On an accelerator each block reads the kernel twice and adds to a sum of its size, which takes as long as the products
 # of some 300 to 600 rows: with so many rows it is a small part. Fewer are taken where a block would pass the second
 # number of bytes and also the sum, [D, V] in float32, that is there anyway; more where it stays below the first.
@@ -87,6 +92,9 @@ def most_rows(platform: str, width: int, classes: int) -> int:
     """The rows of a block of float32 logits, [D] times [D, V], that suit a device."""
     if platform == "cpu":
         fewest, most_of_all = CPU_ROWS
+        fewer = CPU_FEWER_ROWS if width > CPU_NARROW else CPU_FEWER_ROWS // 2
+        if fewer <= CPU_KEPT_BYTES // (4 * classes) - width < most_of_all:
+            return fewer
         return max(fewest, min(most_of_all, CPU_BYTES // (4 * classes)))
     least, most = (size // (4 * classes) for size in ACCELERATOR_BYTES)
     return max(1, min(max(ACCELERATOR_ROWS, least), max(most, width)))
