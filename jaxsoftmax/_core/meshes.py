@@ -150,16 +150,14 @@ def split_like(x: jax.Array, like: jax.Array) -> jax.Array:
     """x, which broadcasts to another array of its rank, split as that is on an explicit mesh.
 
     Selects and hand-written rules need it; elsewhere JAX broadcasts what is not split. The gradient comes back as x
-    itself was split: so does that of a product with ones, for an x that is on no mesh yet.
+    itself was split.
     """
     sharding = explicit_sharding(like)
     if sharding is None:
         return x
-    if explicit_sharding(x) is not None:
-        sizes = zip(sharding.spec, x.shape, like.shape, strict=True)
-        return _split(x, sharding.mesh, [entry if own == size else None for entry, own, size in sizes])
-    over = tuple(a for a, (own, size) in enumerate(zip(x.shape, like.shape, strict=True)) if own == 1 and size != 1)
-    return _times_ones(x, jnp.any(like == like, axis=over, keepdims=True))
+    sizes = zip(sharding.spec, x.shape, like.shape, strict=True)
+    spec = [entry if own == size else None for entry, own, size in sizes]
+    return _placed(x, like, spec) if explicit_sharding(x) is None else _split(x, sharding.mesh, spec)
 
 
 def split_alike(x: jax.Array, other: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -212,10 +210,7 @@ def together(arguments: Any) -> Any:
     if not any(placed):
         return arguments
     first = leaves[placed.index(True)]
-    on_mesh = jnp.any(first == first)
-    moved = [
-        _times_ones(x, on_mesh) if not there and _is_numbers(x) else x for x, there in zip(leaves, placed, strict=True)
-    ]
+    moved = [x if there or not _is_numbers(x) else _placed(x, first) for x, there in zip(leaves, placed, strict=True)]
     return jax.tree.unflatten(structure, moved)
 
 
@@ -225,10 +220,11 @@ def _is_numbers(x: Any) -> bool:
     return numbers and x.ndim > 0
 
 
-def _times_ones(x: jax.Array, on_mesh: jax.Array) -> jax.Array:
-    """x, which is on no mesh, on that of the other array, and its gradient on none."""
-    ones = jnp.ones_like(on_mesh)
-    return x & ones if x.dtype == jnp.bool_ else x * ones.astype(x.dtype)
+def _placed(x: jax.Array, like: jax.Array, spec: Sequence[Any] = ()) -> jax.Array:
+    """x, which is on no mesh, split so on that of another array, by a product with ones: its gradient is on none."""
+    there: Any = (jax.typeof(like) if isinstance(like, jax.core.Tracer) else like).sharding
+    ones = jnp.ones(x.shape, x.dtype, device=NamedSharding(there.mesh, PartitionSpec(*spec)))
+    return x & ones if x.dtype == jnp.bool_ else x * ones
 
 
 def split_names(x: jax.Array) -> tuple[tuple[str, ...], ...]:

@@ -202,6 +202,31 @@ def test_arguments_split_differently(name: str) -> None:
     check_differently(*DIFFERENTLY[name])
 
 
+def test_constants_inside_of_a_shard_map_over_one_axis_of_two() -> None:
+    """Labels and temperatures on no mesh, beside logits whose other axis stays explicit."""
+    mesh = jax.make_mesh((2, 4), ("rows", "classes"), axis_types=(AxisType.Explicit,) * 2)
+
+    def loss(z: Any) -> jax.Array:
+        return jaxsoftmax.cross_entropy(z, LABELS, temperature=TEMPERATURES, axis_name="classes")
+
+    with jax.set_mesh(mesh):
+        split = jax.shard_map(loss, in_specs=CLASS_SPLIT, out_specs=WHOLE, axis_names={"classes"})
+        actual = jax.jit(split)(jax.device_put(Z, NamedSharding(mesh, BOTH)))
+    assert_same(actual, jaxsoftmax.cross_entropy(Z, LABELS, temperature=TEMPERATURES))
+
+
+def test_a_closure_of_arrays_of_which_one_is_on_a_mesh() -> None:
+    """Eagerly, and outside of `jax.set_mesh`."""
+    mesh = jax.make_mesh((2, 4), ("rows", "classes"), axis_types=(AxisType.Explicit,) * 2)
+    gamma = np.float32(1.5)
+
+    def loss(h: Any, w: Any) -> jax.Array:
+        return jaxsoftmax.linear_loss(lambda s: jaxsoftmax.objectives.focal(s, gamma=gamma), h, w, TOKENS)
+
+    placed = jax.device_put(FEATURES, NamedSharding(mesh, ROW_SPLIT))
+    assert_same(loss(placed, KERNEL), loss(FEATURES, KERNEL))
+
+
 # The streamed head, where JAX divides the work: features split by rows, a kernel by classes.
 
 N, D, V = 64, 6, 96
