@@ -149,9 +149,11 @@ def _unless_empty(
 ) -> Any:
     """compute(sums, block) -> (sums, results); in a block where no row counts, the same sums and zeros.
 
-    Where the classes are split every block is computed: devices that wait for each other must not branch.
+    Where the classes are split every block is computed: devices that wait for each other must not branch. On an
+    explicit mesh, too, where `jax.vmap` makes a selection of the branch that JAX refuses; a block has rows of all
+    devices there.
     """
-    if counted is None or plan.mesh:
+    if counted is None or plan.mesh or meshes.explicit_sharding(counted) is not None:
         return compute(sums, block)
     _, results = jax.eval_shape(compute, sums, block)
     nothing = jax.tree.map(lambda x: meshes.zeros(x, meshes.varying(counted)), results)

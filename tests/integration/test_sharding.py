@@ -386,6 +386,23 @@ def test_heads_split_differently(name: str) -> None:
     check_differently(*HEADS_DIFFERENTLY[name])
 
 
+def test_vmap_over_labels_and_weights_of_a_head() -> None:
+    """Rows that do not count differ from label to label, and with them which blocks there is nothing to do for."""
+    mesh = jax.make_mesh((2, 4), ("rows", "classes"), axis_types=(AxisType.Explicit,) * 2)
+    labels, weights = np.stack([TOKENS, TOKENS[::-1]]), np.stack([WEIGHTS, WEIGHTS * (np.arange(N) < N // 4)])
+
+    def losses(h: Any, w: Any) -> jax.Array:
+        def one(y: Any, r: Any) -> jax.Array:
+            return jaxsoftmax.linear_cross_entropy(h, w, y, weights=r, ignore_label=3, block_size=16)
+
+        return jax.vmap(one)(labels, weights)
+
+    with jax.set_mesh(mesh):
+        split = [jax.device_put(x, NamedSharding(mesh, s)) for x, s in ((FEATURES, ROW_SPLIT), (KERNEL, CLASS_SPLIT))]
+        actual = by_all(losses, *split)
+    assert_same(actual, by_all(losses, FEATURES, KERNEL))
+
+
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 def test_a_kernel_on_no_mesh(reduction: str) -> None:
     """Parameters that were made before the explicit mesh, beside rows that are split over it, and the reverse."""
