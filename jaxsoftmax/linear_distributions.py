@@ -314,7 +314,7 @@ class _Itself:
 
 def _side_by_side(student: streams.Side, teacher: streams.Side) -> tuple[streams.Side, streams.Side]:
     """Both sides on an explicit mesh, with their rows split alike, and their classes."""
-    sides = student, teacher
+    sides = meshes.together((student, teacher))
     features = meshes.split_alike(*(meshes.whole_along(side.features, -1) for side in sides))
     kernels = meshes.split_alike(*(meshes.whole_along(side.kernel, 0) for side in sides))
     student, teacher = (

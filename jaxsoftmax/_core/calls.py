@@ -23,10 +23,10 @@ def compiled(*static: str) -> Callable[[_Function], _Function]:
 
 
 def on_one_mesh(function: _Function) -> _Function:
-    """A decorator: the function finds its positional arrays on the explicit mesh that one of them is on."""
+    """A decorator: the function finds the first of its positional arrays on the explicit mesh of the others."""
 
     @functools.wraps(function)
     def call(*args: Any, **options: Any) -> Any:
-        return function(*meshes.together(args), **options)
+        return function(*meshes.with_the_first(args), **options)
 
     return call  # type: ignore[return-value]

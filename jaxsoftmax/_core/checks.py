@@ -53,8 +53,6 @@ __all__ = [
 _KEY_DATA = ((2,), (4,))
 # What every eager call asks for: a union written in its place would be built anew each time.
 _REAL = (int, float, np.number)
-# Labels fit; so does an ignored one.
-_LABELS = -(2**31), 2**31 - 1
 
 
 def fail(kind: type[Exception], function: str, rule: str, **values: Any) -> NoReturn:
@@ -105,8 +103,12 @@ def whole(function: str, **options: int | None) -> None:
 def ignored(function: str, ignore_label: int | None) -> None:
     """The label that is ignored: an integer that a label can be, or None."""
     whole(function, ignore_label=ignore_label)
-    if ignore_label is not None and not _LABELS[0] <= ignore_label <= _LABELS[1]:
-        fail(ValueError, function, "ignore_label must be of 32 bits, as labels are", ignore_label=ignore_label)
+    if ignore_label is None:
+        return
+    widest = jnp.iinfo(jax.dtypes.canonicalize_dtype(np.int64))
+    if not widest.min <= ignore_label <= widest.max:
+        rule = f"ignore_label must be of {widest.bits} bits, as labels are"
+        fail(ValueError, function, rule, ignore_label=ignore_label)
 
 
 def flag(function: str, **options: bool) -> None:
@@ -172,6 +174,8 @@ def static_axis(function: str, axis: Any, axis_name: Any = None) -> Any:
         if not (strings and len(set(names)) == len(names)):
             fail(TypeError, function, "axis_name must be a string or a tuple of different ones", axis_name=axis_name)
     if axis is None or type(axis) is int:
+        return axis
+    if type(axis) is tuple and {*map(type, axis)} <= {int}:
         return axis
     given = axis if isinstance(axis, tuple) else (axis,)
     if not all(isinstance(a, int | np.integer) and not isinstance(a, bool) for a in given):

@@ -32,6 +32,7 @@ __all__ = [
     "vary",
     "varying",
     "whole_along",
+    "with_the_first",
     "zeros",
 ]
 
@@ -194,6 +195,7 @@ def for_product(
 
     Sums over D stay on a device, and a mesh axis that splits the rows cannot split the classes.
     """
+    features, kernel = together((features, kernel))
     features, kernel = whole_along(features, -1), whole_along(kernel, 0)
     of_rows = {name for names in split_names(features) for name in names}
     kernel = whole_along(kernel, 1) if of_rows & {*split_names(kernel)[1]} else kernel
@@ -214,16 +216,33 @@ def together(arguments: Any) -> Any:
     return jax.tree.unflatten(structure, moved)
 
 
+def with_the_first(arguments: Any) -> Any:
+    """`together` where the first array is on no mesh; to one that is, others are brought as it is split, later."""
+    first = next((x for x in jax.tree.leaves(arguments) if _is_numbers(x)), None)
+    return arguments if first is None or explicit_sharding(first) is not None else together(arguments)
+
+
 def _is_numbers(x: Any) -> bool:
     """Whether an argument is an array, of more than one number; keys of random numbers are none."""
     numbers = isinstance(x, jax.Array | np.ndarray) and not jnp.issubdtype(x.dtype, jax.dtypes.extended)
     return numbers and x.ndim > 0
 
 
-def _placed(x: jax.Array, like: jax.Array, spec: Sequence[Any] = ()) -> jax.Array:
-    """x, which is on no mesh, split so on that of another array, by a product with ones: its gradient is on none."""
-    there: Any = (jax.typeof(like) if isinstance(like, jax.core.Tracer) else like).sharding
-    ones = jnp.ones(x.shape, x.dtype, device=NamedSharding(there.mesh, PartitionSpec(*spec)))
+def _placed(x: Any, like: jax.Array, spec: Sequence[Any] | None = None) -> jax.Array:
+    """x, which is on no mesh, split so on that of another array, by a product with ones: its gradient is on none.
+
+    The ones come of the other array, for outside of `jax.set_mesh` jax 0.12 puts new ones on no mesh; but of one that
+    varies inside of `shard_map` they would vary, too.
+    """
+    x = jnp.asarray(x)
+    if varying(like):
+        mesh = jax.typeof(like).sharding.mesh
+        ones = jnp.ones(x.shape, x.dtype, device=NamedSharding(mesh, PartitionSpec(*spec or ())))
+    else:
+        over = None
+        if spec is not None:
+            over = tuple(a for a, (own, size) in enumerate(zip(x.shape, like.shape, strict=True)) if own == 1 != size)
+        ones = jnp.ones_like(jnp.any(like == like, axis=over, keepdims=spec is not None)).astype(x.dtype)
     return x & ones if x.dtype == jnp.bool_ else x * ones
 
 

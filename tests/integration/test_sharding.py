@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
@@ -422,3 +423,17 @@ def test_a_kernel_on_no_mesh(reduction: str) -> None:
         ):
             for gradient, exact in zip(jax.jit(jax.grad(loss, (0, 1)))(*given), expected, strict=True):
                 np.testing.assert_allclose(gradient, exact, rtol=0, atol=1e-6 * np.max(np.abs(exact)))
+    outside = jax.jit(jax.grad(loss, 1))(put(FEATURES, "rows"), KERNEL, put(TOKENS, "rows"))
+    np.testing.assert_allclose(outside, expected[1], rtol=0, atol=1e-6 * np.max(np.abs(expected[1])))
+
+
+def test_a_temperature_on_no_mesh_that_other_code_uses_too() -> None:
+    """Its gradients come as JAX has those of its own operations with what is on a mesh, or they would not add up."""
+    mesh = jax.make_mesh((4,), ("rows",), axis_types=(AxisType.Explicit,))
+
+    def total(t: Any, z: Any, r: Any) -> jax.Array:
+        return jnp.sum(jaxsoftmax.cross_entropy(z, LABELS, temperature=t) + t * r)
+
+    split = [jax.device_put(x, NamedSharding(mesh, PartitionSpec("rows"))) for x in (Z, TEMPERATURES)]
+    actual = jax.jit(jax.grad(total))(TEMPERATURES, *split)
+    assert_same(actual, jax.grad(total)(TEMPERATURES, Z, TEMPERATURES))
