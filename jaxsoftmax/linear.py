@@ -178,6 +178,7 @@ def linear_loss(
     constants = closures.constants_of(objective)
     if constants is None:
         # A function from here on, which can be hashed, whatever it was.
+        arrays_ = meshes.with_the_first(arrays_)
         return _loss_call(*arrays_, objective=lambda statistics: objective(statistics), plain=False, **options)
     return _loss_jit(*arrays_, objective=objective, constants=constants, **options)
 
@@ -334,7 +335,6 @@ def _uses_mean(objective: Callable[..., Any], example: RowStatistics, options: A
     return any(id(program.invars[i]) in used for i in places)
 
 
-@calls.on_one_mesh
 def _loss_call(
     features: Any,
     kernel: Any,

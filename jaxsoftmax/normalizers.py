@@ -10,11 +10,10 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from jaxsoftmax._core import arrays, calls, checks, folds, meshes, rules, scalars
-from jaxsoftmax._core.meshes import Axes, AxisName
+from jaxsoftmax._core.meshes import Axes, Axis, AxisName
 
 __all__ = ["log_softmax", "logsumexp", "smooth_max", "softmax"]
 
-Axis = int | tuple[int, ...] | None
 Scaled = Callable[[jax.Array], jax.Array]
 
 

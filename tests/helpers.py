@@ -202,6 +202,21 @@ def assert_same(actual: Any, expected: Any) -> None:
         np.testing.assert_allclose(a, e, rtol=2e-5, atol=2e-6 * float(np.max(np.abs(e))))
 
 
+def with_gradients(function: Callable[..., jax.Array]) -> Callable[..., Any]:
+    """The gradients by all floating arguments of a sum of the result with different weights, and the result."""
+
+    def call(*args: Any) -> Any:
+        places = tuple(i for i, x in enumerate(args) if jnp.issubdtype(x.dtype, jnp.floating))
+
+        def total(*args: Any) -> Any:
+            out = function(*args)
+            return jnp.sum(out * jnp.cos(jnp.arange(out.size, dtype=jnp.float32)).reshape(out.shape)), out
+
+        return jax.grad(total, places, has_aux=True)(*args)
+
+    return call
+
+
 def message_bytes(text: str) -> dict[str, int]:
     """The bytes of each kind of collective in a compiled program for eight devices."""
     found: dict[str, int] = {}

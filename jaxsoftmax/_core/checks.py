@@ -12,7 +12,7 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from jaxsoftmax._core import arrays, meshes
-from jaxsoftmax._core.meshes import Axes, AxisName
+from jaxsoftmax._core.meshes import Axes, Axis, AxisName
 
 __all__ = [
     "boolean",
@@ -183,18 +183,14 @@ def static_axis(function: str, axis: Any, axis_name: Any = None) -> Any:
     return tuple(int(a) for a in given) if isinstance(axis, tuple) else int(axis)
 
 
-def class_axis(
-    function: str, axis: int | tuple[int, ...] | None, axis_name: AxisName = None, **array: jax.Array
-) -> Axes:
+def class_axis(function: str, axis: Axis, axis_name: AxisName = None, **array: jax.Array) -> Axes:
     """The one class axis of the array, counted from 0, and the mesh axes that split it."""
     if not isinstance(axis, int):
         fail(TypeError, function, "axis must be an integer", axis=axis)
     return class_axes(function, axis, axis_name, **array)
 
 
-def class_axes(
-    function: str, axis: int | tuple[int, ...] | None, axis_name: AxisName = None, **array: jax.Array
-) -> Axes:
+def class_axes(function: str, axis: Axis, axis_name: AxisName = None, **array: jax.Array) -> Axes:
     """The class axes of the array, counted from 0, none of them twice, with at least one class; and those of a mesh."""
     ((name, value),) = array.items()
     ndim = value.ndim

@@ -16,6 +16,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 __all__ = [
     "Axes",
+    "Axis",
     "AxisName",
     "devices_beside",
     "explicit_sharding",
@@ -36,6 +37,7 @@ __all__ = [
     "zeros",
 ]
 
+Axis = int | tuple[int, ...] | None
 AxisName = str | tuple[str, ...] | None
 
 
@@ -156,9 +158,11 @@ def split_like(x: jax.Array, like: jax.Array) -> jax.Array:
     sharding = explicit_sharding(like)
     if sharding is None:
         return x
+    if explicit_sharding(x) is None:
+        pairs = enumerate(zip(x.shape, like.shape, strict=True))
+        return _placed(x, like, tuple(a for a, (own, size) in pairs if own == 1 != size))
     sizes = zip(sharding.spec, x.shape, like.shape, strict=True)
-    spec = [entry if own == size else None for entry, own, size in sizes]
-    return _placed(x, like, spec) if explicit_sharding(x) is None else _split(x, sharding.mesh, spec)
+    return _split(x, sharding.mesh, [entry if own == size else None for entry, own, size in sizes])
 
 
 def split_alike(x: jax.Array, other: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -228,22 +232,15 @@ def _is_numbers(x: Any) -> bool:
     return numbers and x.ndim > 0
 
 
-def _placed(x: Any, like: jax.Array, spec: Sequence[Any] | None = None) -> jax.Array:
-    """x, which is on no mesh, split so on that of another array, by a product with ones: its gradient is on none.
+def _placed(x: Any, like: jax.Array, over: tuple[int, ...] | None = None) -> jax.Array:
+    """x, which is on no mesh, on that of another array: whole, or split as that is but along the axes given.
 
-    The ones come of the other array, for outside of `jax.set_mesh` jax 0.12 puts new ones on no mesh; but of one that
-    varies inside of `shard_map` they would vary, too.
+    By a product with ones, so that its gradient is on none. They come of the other array, for outside of `jax.set_mesh`
+    jax 0.12 puts new ones on no mesh; but of one that varies inside of `shard_map` they would vary, too.
     """
-    x = jnp.asarray(x)
-    if varying(like):
-        mesh = jax.typeof(like).sharding.mesh
-        ones = jnp.ones(x.shape, x.dtype, device=NamedSharding(mesh, PartitionSpec(*spec or ())))
-    else:
-        over = None
-        if spec is not None:
-            over = tuple(a for a, (own, size) in enumerate(zip(x.shape, like.shape, strict=True)) if own == 1 != size)
-        ones = jnp.ones_like(jnp.any(like == like, axis=over, keepdims=spec is not None)).astype(x.dtype)
-    return x & ones if x.dtype == jnp.bool_ else x * ones
+    x, place = jnp.asarray(x), jnp.any(like == like, axis=over, keepdims=over is not None)
+    ones = jnp.ones(place.shape, bool, device=jax.typeof(place).sharding) if varying(like) else jnp.ones_like(place)
+    return x & ones if x.dtype == jnp.bool_ else x * ones.astype(x.dtype)
 
 
 def split_names(x: jax.Array) -> tuple[tuple[str, ...], ...]:

@@ -4,13 +4,12 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import export
 
 import jaxsoftmax
-from tests.helpers import assert_same
+from tests.helpers import assert_same, with_gradients
 
 DENSE: dict[str, Callable[[Any, Any], jax.Array]] = {
     "softmax": lambda z, y: jaxsoftmax.softmax(z, temperature=0.5),
@@ -22,21 +21,6 @@ DENSE: dict[str, Callable[[Any, Any], jax.Array]] = {
     "gumbel_softmax": lambda z, y: jaxsoftmax.gumbel_softmax(jax.random.key(3), z),
     "weighted_mean": lambda z, y: jaxsoftmax.weighted_mean(z, z > 0.0),
 }
-
-
-def with_gradients(function: Callable[..., jax.Array]) -> Callable[..., Any]:
-    """The result, and the gradients by all floating arguments of a sum of it with different weights."""
-
-    def call(*args: Any) -> Any:
-        places = tuple(i for i, x in enumerate(args) if jnp.issubdtype(x.dtype, jnp.floating))
-
-        def total(*args: Any) -> Any:
-            out = function(*args)
-            return jnp.sum(out * jnp.cos(jnp.arange(out.size, dtype=jnp.float32)).reshape(out.shape)), out
-
-        return jax.grad(total, places, has_aux=True)(*args)
-
-    return call
 
 
 def check(function: Callable[..., Any], symbols: str, arguments: Callable[..., Any], *sizes: tuple[int, ...]) -> None:

@@ -12,7 +12,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import jaxsoftmax
-from tests.helpers import assert_same
+from tests.helpers import assert_same, with_gradients
 
 ROWS, CLASSES = 4, 16
 Z = (3.0 * np.random.default_rng(0).standard_normal((ROWS, CLASSES))).astype(np.float32)
@@ -173,25 +173,24 @@ DIFFERENTLY: dict[str, Placed] = {
 @functools.partial(jax.jit, static_argnums=0)
 def by_all(function: Callable[..., Any], *args: Any) -> Any:
     """The gradients by all floating arguments, and the result."""
-    places = tuple(i for i, x in enumerate(args) if jax.numpy.issubdtype(x.dtype, jax.numpy.floating))
+    return with_gradients(function)(*args)
 
-    def total(*args: Any) -> Any:
-        out = function(*args)
-        return jax.numpy.sum(out * np.cos(np.arange(out.size, dtype=np.float32)).reshape(out.shape)), out
 
-    return jax.grad(total, places, has_aux=True)(*args)
+def explicit_mesh() -> jax.sharding.Mesh:
+    """Two devices for rows times four for classes."""
+    return jax.make_mesh((2, 4), ("rows", "classes"), axis_types=(AxisType.Explicit,) * 2)
 
 
 def check_differently(function: Callable[..., Any], arguments: Any) -> None:
     """The numbers of one device, and gradients that are split as the arguments are, where these are on the mesh."""
     values = [x for x, _ in arguments]
     expected = by_all(function, *values)
-    mesh = jax.make_mesh((2, 4), ("rows", "classes"), axis_types=(AxisType.Explicit,) * 2)
+    mesh = explicit_mesh()
     with jax.set_mesh(mesh):
         placed = [x if spec is None else jax.device_put(x, NamedSharding(mesh, spec)) for x, spec in arguments]
         actual = by_all(function, *placed)
     assert_same(actual, expected)
-    floats = [x for x in placed if jax.numpy.issubdtype(x.dtype, jax.numpy.floating)]
+    floats = [x for x in placed if jnp.issubdtype(x.dtype, jnp.floating)]
     for gradient, argument in zip(actual[0], floats, strict=True):
         on_mesh = isinstance(argument, jax.Array)
         assert not on_mesh or gradient.sharding.is_equivalent_to(argument.sharding, gradient.ndim)
@@ -205,7 +204,7 @@ def test_arguments_split_differently(name: str) -> None:
 
 def test_constants_inside_of_a_shard_map_over_one_axis_of_two() -> None:
     """Labels and temperatures on no mesh, beside logits whose other axis stays explicit."""
-    mesh = jax.make_mesh((2, 4), ("rows", "classes"), axis_types=(AxisType.Explicit,) * 2)
+    mesh = explicit_mesh()
 
     def loss(z: Any) -> jax.Array:
         return jaxsoftmax.cross_entropy(z, LABELS, temperature=TEMPERATURES, axis_name="classes")
@@ -218,7 +217,7 @@ def test_constants_inside_of_a_shard_map_over_one_axis_of_two() -> None:
 
 def test_a_closure_of_arrays_of_which_one_is_on_a_mesh() -> None:
     """Eagerly, and outside of `jax.set_mesh`."""
-    mesh = jax.make_mesh((2, 4), ("rows", "classes"), axis_types=(AxisType.Explicit,) * 2)
+    mesh = explicit_mesh()
     gamma = np.float32(1.5)
 
     def loss(h: Any, w: Any) -> jax.Array:
@@ -389,7 +388,7 @@ def test_heads_split_differently(name: str) -> None:
 
 def test_vmap_over_labels_and_weights_of_a_head() -> None:
     """Rows that do not count differ from label to label, and with them which blocks there is nothing to do for."""
-    mesh = jax.make_mesh((2, 4), ("rows", "classes"), axis_types=(AxisType.Explicit,) * 2)
+    mesh = explicit_mesh()
     labels, weights = np.stack([TOKENS, TOKENS[::-1]]), np.stack([WEIGHTS, WEIGHTS * (np.arange(N) < N // 4)])
 
     def losses(h: Any, w: Any) -> jax.Array:
