@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from jaxsoftmax._core import checks, rules, scalars
+from jaxsoftmax._core import checks, meshes, rules, scalars
 from jaxsoftmax.statistics import RowStatistics
 
 __all__ = ["additive_margin", "angular_margin", "cross_entropy", "focal", "poly", "z_loss"]
@@ -260,7 +260,7 @@ def penalized(loss: jax.Array, statistics: RowStatistics, coefficient: ArrayLike
 
 def _option(function: str, rows: jax.Array, **option: ArrayLike) -> jax.Array:
     """A scalar option, once for each row; times ones, which on an explicit mesh have the rows' places."""
-    return checks.scalar(f"objectives.{function}", rows.dtype, **option) * jnp.ones_like(rows)
+    return checks.scalar(f"objectives.{function}", rows.dtype, **option) * meshes.ones_like(rows)
 
 
 # Derivation. Everything is a function of x = -log-odds, the log-odds of being wrong; s = sigmoid, and 1 - s(x) = s(-x).

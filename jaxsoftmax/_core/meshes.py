@@ -23,6 +23,7 @@ __all__ = [
     "for_product",
     "largest_of",
     "names_of",
+    "ones_like",
     "packed_sum",
     "split_alike",
     "split_like",
@@ -149,6 +150,11 @@ def zeros(like: Any, axes: frozenset[str], dtype: Any = None) -> jax.Array:
     return vary(jnp.zeros(like.shape, dtype, device=explicit_sharding(like)), axes)
 
 
+def ones_like(x: jax.Array) -> jax.Array:
+    """Ones, split as x is; outside of `jax.set_mesh` jax 0.12 would split new ones over no mesh."""
+    return jnp.ones_like(x) if explicit_sharding(x) is None else ((x == x) | True).astype(x.dtype)
+
+
 def split_like(x: jax.Array, like: jax.Array) -> jax.Array:
     """x, which broadcasts to another array of its rank, split as that is on an explicit mesh.
 
@@ -239,7 +245,7 @@ def _placed(x: Any, like: jax.Array, over: tuple[int, ...] | None = None) -> jax
     jax 0.12 puts new ones on no mesh; but of one that varies inside of `shard_map` they would vary, too.
     """
     x, place = jnp.asarray(x), jnp.any(like == like, axis=over, keepdims=over is not None)
-    ones = jnp.ones(place.shape, bool, device=jax.typeof(place).sharding) if varying(like) else jnp.ones_like(place)
+    ones = jnp.ones(place.shape, bool, device=jax.typeof(place).sharding) if varying(like) else ones_like(place)
     return x & ones if x.dtype == jnp.bool_ else x * ones.astype(x.dtype)
 
 

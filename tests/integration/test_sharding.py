@@ -1,5 +1,6 @@
 """Classes split over the devices of a mesh, in Auto and in Explicit mode: the numbers of a single device."""
 
+import contextlib
 import functools
 import re
 from collections.abc import Callable
@@ -150,7 +151,12 @@ DIFFERENTLY: dict[str, Placed] = {
         lambda hard, soft: jaxsoftmax.straight_through(jax.lax.stop_gradient(hard), soft),
         [(LABELS_AS_ROWS, CLASS_SPLIT), (Z, ROW_SPLIT)],
     ),
+    "options_that_are_arrays": (
+        lambda z, e: jaxsoftmax.cross_entropy(z, LABELS, label_smoothing=e, z_loss=e),
+        [(Z, BOTH), (np.float32(0.1), WHOLE)],
+    ),
     # Of one argument alone, with the others on no mesh.
+    "values_alone": (jaxsoftmax.weighted_mean, [(Z[:, 0], PartitionSpec("rows")), (TARGETS[:, 0], None)]),
     "labels_alone": (
         lambda z, y: jaxsoftmax.cross_entropy(z, y, label_smoothing=0.1),
         [(Z, None), (LABELS, PartitionSpec("classes"))],
@@ -181,12 +187,15 @@ def explicit_mesh() -> jax.sharding.Mesh:
     return jax.make_mesh((2, 4), ("rows", "classes"), axis_types=(AxisType.Explicit,) * 2)
 
 
-def check_differently(function: Callable[..., Any], arguments: Any) -> None:
-    """The numbers of one device, and gradients that are split as the arguments are, where these are on the mesh."""
+def check_differently(function: Callable[..., Any], arguments: Any, *, inside: bool = True) -> None:
+    """The numbers of one device, and gradients that are split as the arguments are, where these are on the mesh.
+
+    Inside of `jax.set_mesh` or outside.
+    """
     values = [x for x, _ in arguments]
     expected = by_all(function, *values)
     mesh = explicit_mesh()
-    with jax.set_mesh(mesh):
+    with jax.set_mesh(mesh) if inside else contextlib.nullcontext():
         placed = [x if spec is None else jax.device_put(x, NamedSharding(mesh, spec)) for x, spec in arguments]
         actual = by_all(function, *placed)
     assert_same(actual, expected)
@@ -196,10 +205,11 @@ def check_differently(function: Callable[..., Any], arguments: Any) -> None:
         assert not on_mesh or gradient.sharding.is_equivalent_to(argument.sharding, gradient.ndim)
 
 
+@pytest.mark.parametrize("inside", [True, False], ids=["inside", "outside"])
 @pytest.mark.parametrize("name", DIFFERENTLY)
-def test_arguments_split_differently(name: str) -> None:
+def test_arguments_split_differently(name: str, inside: bool) -> None:
     """What is whole is cut, and what is split otherwise is moved."""
-    check_differently(*DIFFERENTLY[name])
+    check_differently(*DIFFERENTLY[name], inside=inside)
 
 
 def test_constants_inside_of_a_shard_map_over_one_axis_of_two() -> None:
