@@ -1,7 +1,6 @@
 """Losses between two distributions per row; one value per row, in float32 or wider."""
 
 import math
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -322,32 +321,36 @@ def kl_forward(axes: Axes, logits: Any, target_logits: Any, where: Any, temperat
     model = arrays.excess(arrays.present(logits, where), axes, temperature)
     target = arrays.excess(arrays.present(target_logits, where), axes, temperature)
     residuals = KLResiduals(logits, target_logits, where, temperature, *model, *target, None)
-    residuals = residuals._replace(log_ratio=_log_ratio(axes, _again(residuals, arrays.opaque)))
-    return arrays.row_sum(_kl_terms(_pair(_again(residuals, arrays.opaque_off_cpu))), axes), residuals
+    # An accelerator makes one pass of these sums and that of D.
+    on_cpu = jax.default_backend() == "cpu"
+    first = _after(residuals, residuals.others + residuals.target_others) if on_cpu else residuals
+    residuals = residuals._replace(log_ratio=_log_ratio(axes, first))
+    return arrays.row_sum(_kl_terms(_pair(_after(residuals, residuals.log_ratio))), axes), residuals
 
 
-def _again(residuals: KLResiduals, renew: Callable[[jax.Array], jax.Array]) -> KLResiduals:
-    """The same for another pass over the logits."""
-    return residuals._replace(largest=renew(residuals.largest), target_largest=renew(residuals.target_largest))
+def _after(residuals: KLResiduals, number: jax.Array) -> KLResiduals:
+    """The same for another pass over the logits, once that number is known."""
+    largest, target_largest = (arrays.after(x, number) for x in (residuals.largest, residuals.target_largest))
+    return residuals._replace(largest=largest, target_largest=target_largest)
 
 
-def _kl_slopes(axes: Axes, pair: _Pair, target_others: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _kl_slopes(axes: Axes, pair: _Pair, residuals: KLResiduals) -> tuple[jax.Array, jax.Array]:
     """By d of the model p - q = q expm1(delta); by d of the target -q (delta - sum q delta), since f = -sum q delta."""
     small = jnp.abs(pair.delta) < 0.5
     delta = jnp.where(small, pair.delta, 0.0)
     near = pair.q * (delta + _beyond_linear(delta))
     difference = jnp.where(small & ~pair.target_absent, near, pair.p - pair.q)
     # Less the largest class's, where that has more than half of the mass, or its own slope would cancel.
-    delta = pair.delta - centre_of(pair.target, 1.0 + target_others, pair.delta, axes)
+    delta = pair.delta - centre_of(pair.target, 1.0 + residuals.target_others, pair.delta, axes)
     by_target = pair.q * (arrays.row_sum(pair.q * delta, axes) - delta)
-    broken = 0.0 * (arrays.own_sum(pair.p, axes) + arrays.own_sum(pair.q, axes))
+    broken = 0.0 * (residuals.others + residuals.target_others)
     by_model = jnp.where(pair.model_absent, 0.0, difference) + broken
     return by_model, jnp.where(pair.model_absent, 0.0, by_target) + broken
 
 
 def kl_backward(axes: Axes, residuals: KLResiduals, cotangent: jax.Array) -> Any:
     pair = _pair(residuals)
-    by_model, by_target = _kl_slopes(axes, pair, residuals.target_others)
+    by_model, by_target = _kl_slopes(axes, pair, residuals)
     temperature = residuals.temperature
     dlogits, by_t = arrays.to_inputs(cotangent * by_model, pair.model, temperature, axes)
     dtargets, target_by_t = arrays.to_inputs(cotangent * by_target, pair.target, temperature, axes)
@@ -359,7 +362,7 @@ def kl_backward(axes: Axes, residuals: KLResiduals, cotangent: jax.Array) -> Any
 
 def kl_tangent(axes: Axes, residuals: KLResiduals, tangents: Any) -> jax.Array:
     pair = _pair(residuals)
-    by_model, by_target = _kl_slopes(axes, pair, residuals.target_others)
+    by_model, by_target = _kl_slopes(axes, pair, residuals)
     model = arrays.from_inputs(tangents[0], tangents[3], pair.model, residuals.temperature)
     target = arrays.from_inputs(tangents[1], tangents[3], pair.target, residuals.temperature)
     return arrays.row_sum(by_model * model + by_target * target, axes)

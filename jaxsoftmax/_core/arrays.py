@@ -24,6 +24,7 @@ from jaxsoftmax._core.meshes import Axes
 __all__ = [
     "above_bottom",
     "absence",
+    "after",
     "anew",
     "between_passes",
     "centred",
@@ -103,6 +104,14 @@ def between_passes(x: jax.Array, axes: Axes) -> jax.Array:
     folded rows. Else XLA:CPU makes one kernel of them all; it never computes a sum twice.
     """
     return opaque(x) if len(axes.dims) > 1 else opaque_off_cpu(x)
+
+
+def after(x: jax.Array, number: jax.Array) -> jax.Array:
+    """x as a value that waits for another, finite number of its row: of no pass before it will anything be kept.
+
+    What `opaque` asks for the compiler may forget before it decides which kernels share what; this it cannot.
+    """
+    return x + 0.0 * lax.stop_gradient(number)
 
 
 def anew(shift: jax.Array, logits: jax.Array, axes: Axes) -> jax.Array:
