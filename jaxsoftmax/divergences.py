@@ -1,6 +1,7 @@
 """Losses between two distributions per row; one value per row, in float32 or wider."""
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -321,17 +322,18 @@ def kl_forward(axes: Axes, logits: Any, target_logits: Any, where: Any, temperat
     model = arrays.excess(arrays.present(logits, where), axes, temperature)
     target = arrays.excess(arrays.present(target_logits, where), axes, temperature)
     residuals = KLResiduals(logits, target_logits, where, temperature, *model, *target, None)
-    # An accelerator makes one pass of these sums and that of D.
+    # A CPU takes a pass for D, an accelerator one for it and for the sums; both keep nothing for the terms.
     on_cpu = jax.default_backend() == "cpu"
-    first = _after(residuals, residuals.others + residuals.target_others) if on_cpu else residuals
-    residuals = residuals._replace(log_ratio=_log_ratio(axes, first))
-    return arrays.row_sum(_kl_terms(_pair(_after(residuals, residuals.log_ratio))), axes), residuals
+    sums = residuals.others + residuals.target_others
+    log_ratio = _log_ratio(axes, _again(residuals, (lambda m: arrays.after(m, sums)) if on_cpu else arrays.opaque))
+    residuals = residuals._replace(log_ratio=log_ratio)
+    last = _again(residuals, lambda m: arrays.after(m, log_ratio))
+    return arrays.row_sum(_kl_terms(_pair(last)), axes), residuals if on_cpu else last
 
 
-def _after(residuals: KLResiduals, number: jax.Array) -> KLResiduals:
-    """The same for another pass over the logits, once that number is known."""
-    largest, target_largest = (arrays.after(x, number) for x in (residuals.largest, residuals.target_largest))
-    return residuals._replace(largest=largest, target_largest=target_largest)
+def _again(residuals: KLResiduals, renew: Callable[[jax.Array], jax.Array]) -> KLResiduals:
+    """The same for another pass over the logits."""
+    return residuals._replace(largest=renew(residuals.largest), target_largest=renew(residuals.target_largest))
 
 
 def _kl_slopes(axes: Axes, pair: _Pair, residuals: KLResiduals) -> tuple[jax.Array, jax.Array]:

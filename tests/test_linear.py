@@ -216,7 +216,8 @@ def test_gradients_in_columns(few, most, columns, rows, monkeypatch):
     assert_close(compiled(function)(floats, labels[:rows]), expected, 2e-5)
     traced = str(jax.make_jaxpr(jax.grad(function, 1))(*floats, labels[:rows]))
     slices = len(re.findall(rf"f32\[{D},{columns}\] = dynamic_slice", traced))
-    assert slices == (0 if columns == V else 2 if few else 1)
+    whole = columns == V or jax.default_backend() != "cpu"  # an accelerator adds to the gradient at once
+    assert slices == (0 if whole else 2 if few else 1)
 
 
 def test_blocks_in_which_nothing_counts_are_passed_over():

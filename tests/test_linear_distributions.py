@@ -98,6 +98,8 @@ def test_kl_divergence_of_equals_is_nothing():
 
 def test_a_frozen_teacher_costs_its_logits_alone():
     """Four products, where the gradients of both sides take six."""
+    if jax.default_backend() != "cpu":
+        pytest.skip("products are calls of a library there, which XLA does not count")
     features, kernel = jnp.ones((64, 512)), jnp.ones((512, 1024))
 
     def flops(argnums):

@@ -195,7 +195,7 @@ def test_labels_of_every_integer_type(name):
     for dtype in (np.uint8, np.int8, np.int16, np.uint32):
         narrow = function(cotangent, [logits], [labels.astype(dtype)])
         for a, b in zip(narrow, right, strict=True):
-            np.testing.assert_array_equal(a, b)
+            np.testing.assert_allclose(a, b, rtol=1e-6)  # programs of their own, which a GPU may round differently
 
 
 @pytest.mark.parametrize("shape", [(8, 7), (64, 1000)])
