@@ -33,6 +33,7 @@ __all__ = [
     "total_of",
     "vary",
     "varying",
+    "whole",
     "whole_along",
     "with_the_first",
     "zeros",
@@ -196,6 +197,16 @@ def whole_along(x: jax.Array, axis: int) -> jax.Array:
     spec = list(sharding.spec)
     spec[axis] = None
     return _split(x, sharding.mesh, spec)
+
+
+def whole(arrays: Any) -> Any:
+    """Arrays, none of which is split over an explicit mesh any more: for what asks for all rows, as ranks do."""
+
+    def gathered(x: jax.Array) -> jax.Array:
+        sharding = explicit_sharding(x)
+        return x if sharding is None else _split(x, sharding.mesh, [None] * x.ndim)
+
+    return jax.tree.map(gathered, arrays)
 
 
 def for_product(

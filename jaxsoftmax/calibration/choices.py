@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
-from jaxsoftmax._core import arrays, calls, checks
+from jaxsoftmax._core import arrays, calls, checks, meshes
 from jaxsoftmax._core.meshes import Axes
 from jaxsoftmax.calibration import inputs
 from jaxsoftmax.calibration.affine import (
@@ -183,7 +183,7 @@ def _fit_all(rows: inputs.Rows) -> _Fits:
 
 @calls.compiled("folds")
 def _choose(key: jax.Array, rows: inputs.Rows, *, folds: int) -> CalibratorChoice:
-    rows = jax.tree.map(lax.stop_gradient, rows)
+    rows = meshes.whole(jax.tree.map(lax.stop_gradient, rows))
     assert rows.logits is not None
     logits, labels = rows.logits.astype(arrays.compute_dtype(rows.logits.dtype)), rows.labels
     rows = rows._replace(logits=logits)

@@ -19,7 +19,7 @@ import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 
-from jaxsoftmax._core import arrays, calls, checks
+from jaxsoftmax._core import arrays, calls, checks, meshes
 from jaxsoftmax._core.meshes import Axes
 from jaxsoftmax.calibration.inputs import check_labels, poisoned, row_weights, strength, visible
 from jaxsoftmax.calibration.rows import distributions
@@ -292,6 +292,9 @@ def _check_options(name: str, method: str, key: Any, k_reg: int) -> None:
 @calls.compiled("method", "k_reg")
 def _class_scores(probs: Any, present: Any, key: Any, penalty: Any, *, method: str, k_reg: int) -> jax.Array:
     """The score that each class would have as a label; +inf for absent ones."""
+    if method != "lac":
+        probs = meshes.whole_along(probs, -1)
+        present = None if present is None else meshes.split_like(present, probs)
     total = jnp.sum(probs, axis=-1, keepdims=True)
     probs = probs / jnp.where(total == 0, 1.0, total)
     if method == "lac":
@@ -317,6 +320,7 @@ def _class_scores(probs: Any, present: Any, key: Any, penalty: Any, *, method: s
 
 @calls.compiled("alpha")
 def _threshold(scores: jax.Array, weights: Any, *, alpha: tuple[int, int]) -> jax.Array:
+    scores, weights = meshes.whole((scores, weights))
     scores = scores.astype(arrays.compute_dtype(scores.dtype))
     size = scores.shape[0]
     count: Any = size

@@ -15,7 +15,7 @@ import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 
-from jaxsoftmax._core import arrays, calls, checks
+from jaxsoftmax._core import arrays, calls, checks, meshes
 from jaxsoftmax.normalizers import softmax
 
 __all__ = [
@@ -250,18 +250,19 @@ def probabilities(rows: Rows) -> jax.Array:
 def events(rows: Rows, classwise: bool) -> tuple[jax.Array, jax.Array]:
     """The probabilities that were said, and 1 where the event came true: [1, N] of the top label, [V, N] of each class.
 
+    Neither is split over an explicit mesh: what follows puts the rows in order, or in bins.
     The top label is the one of the largest logit, or probability, the first of equal ones. A row without any class
     present has confidence 0 and is wrong.
     """
     probs = probabilities(rows)
     if classwise:
         happened = jax.nn.one_hot(rows.labels, probs.shape[1], dtype=probs.dtype)
-        return probs.T, happened.T
+        return meshes.whole((probs.T, happened.T))
     scores = rows.logits if rows.logits is not None else probs
     confidence = jnp.max(probs, axis=1)
     top = jnp.argmax(scores, axis=1).astype(rows.labels.dtype)
     right = (top == rows.labels) & (confidence != 0)
-    return confidence[None], right.astype(probs.dtype)[None]
+    return meshes.whole((confidence[None], right.astype(probs.dtype)[None]))
 
 
 def sums_by(index: jax.Array, values: jax.Array, size: int) -> jax.Array:
@@ -270,6 +271,7 @@ def sums_by(index: jax.Array, values: jax.Array, size: int) -> jax.Array:
     By runs of rows, whose sums are then added: one by one in float32, a million times 0.9 is 0.892 million. There are
     so many runs that a sum has few terms in both steps, and that all of them together take no more room than the rows.
     """
+    index, values = meshes.whole((index, values))
     rows = index.shape[0]
     runs = max(1, min(math.isqrt(rows), rows // size))
     run = jnp.arange(rows, dtype=jnp.int32) % runs

@@ -9,7 +9,7 @@ import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 
-from jaxsoftmax._core import arrays, calls, checks, scalars
+from jaxsoftmax._core import arrays, calls, checks, meshes, scalars
 from jaxsoftmax._core.meshes import Axes
 from jaxsoftmax.calibration import inputs
 from jaxsoftmax.losses import cross_entropy, weighted_mean
@@ -317,7 +317,7 @@ def _curve_call(rows: inputs.Rows, *, bins: int, binning: str, classwise: bool) 
 
 def _curve(rows: inputs.Rows, bins: int, binning: str, classwise: bool) -> ReliabilityCurve:
     """Fields [V, bins], or [1, bins] for the top label."""
-    weights = rows.weights
+    weights = meshes.whole(rows.weights)
 
     def one(said: jax.Array, came: jax.Array) -> ReliabilityCurve:
         fixed = lax.stop_gradient(said)

@@ -11,7 +11,7 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from jaxsoftmax._core import arrays as array_rules
-from jaxsoftmax._core import calls, checks
+from jaxsoftmax._core import calls, checks, meshes
 from jaxsoftmax.calibration import inputs
 
 __all__ = ["BootstrapInterval", "bootstrap"]
@@ -101,6 +101,8 @@ def bootstrap(
     first = checks.numeric(name, arrays=arrays[0])
     if first.ndim == 0 or first.shape[0] == 0:
         checks.fail(ValueError, name, "arrays must have one row or more", arrays=first)
+    for axis in range(1, first.ndim):
+        first = meshes.whole_along(first, axis)
     rows = lax.stop_gradient(first.reshape(first.shape[0], -1)[:, 0])
     dtype = array_rules.compute_dtype(first.dtype)
     counts = inputs.row_weights(name, weights, rows, dtype)
@@ -124,6 +126,7 @@ def _samples_call(key: Any, arrays: Any, weights: jax.Array, *, statistic: Any, 
 
 def draws(key: jax.Array, weights: jax.Array) -> jax.Array:
     """[N], how often each of the M rows with a weight is drawn in M draws with replacement."""
+    weights = meshes.whole(weights)
     size = weights.shape[0]
     present = weights != 0
     number = jnp.sum(present.astype(jnp.int32))

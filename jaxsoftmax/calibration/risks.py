@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
-from jaxsoftmax._core import arrays, calls, checks, scalars
+from jaxsoftmax._core import arrays, calls, checks, meshes, scalars
 from jaxsoftmax.calibration.inputs import poisoned, row_weights
 
 __all__ = ["SelectiveRisk", "selective_risk"]
@@ -87,6 +87,7 @@ def selective_risk(uncertainty: ArrayLike, losses: ArrayLike, *, weights: ArrayL
 
 @calls.compiled()
 def _selective_risk_call(uncertainty: jax.Array, losses: jax.Array, weights: jax.Array) -> SelectiveRisk:
+    uncertainty, losses, weights = meshes.whole((uncertainty, losses, weights))
     counted = weights != 0
     uncertainty = lax.stop_gradient(uncertainty)
     broken = counted & (jnp.isnan(uncertainty) | jnp.isnan(losses))

@@ -9,7 +9,7 @@ import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 
-from jaxsoftmax._core import arrays, calls, checks, scalars
+from jaxsoftmax._core import arrays, calls, checks, meshes, scalars
 from jaxsoftmax.calibration import inputs
 
 __all__ = ["SmoothReliabilityCurve", "smooth_calibration_error", "smooth_reliability_curve"]
@@ -217,8 +217,8 @@ def _bandwidth_of(name: str, bandwidth: ArrayLike | None) -> jax.Array | None:
 
 def _shares(weights: jax.Array) -> jax.Array:
     """w / Σ w, and 0 where that sum is 0."""
-    total = jnp.sum(weights)
-    return weights * scalars.inverse(total)
+    weights = meshes.whole(weights)
+    return weights * scalars.inverse(jnp.sum(weights))
 
 
 @jax.custom_jvp

@@ -13,6 +13,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import jaxsoftmax
+from jaxsoftmax import calibration
 from tests.helpers import assert_same, with_gradients
 
 ROWS, CLASSES = 4, 16
@@ -210,6 +211,37 @@ def check_differently(function: Callable[..., Any], arguments: Any, *, inside: b
 def test_arguments_split_differently(name: str, inside: bool) -> None:
     """What is whole is cut, and what is split otherwise is moved."""
     check_differently(*DIFFERENTLY[name], inside=inside)
+
+
+CALIBRATION: dict[str, Callable[..., Any]] = {
+    "bins_of_equal_width": lambda z, y: calibration.expected_calibration_error(y, logits=z),
+    "bins_of_equal_mass": lambda z, y: calibration.expected_calibration_error(
+        y, logits=z, binning="mass", classwise=True
+    ),
+    "smooth_error": lambda z, y: calibration.smooth_calibration_error(y, logits=z),
+    "summary": lambda z, y: calibration.calibration_summary(y, logits=z).precision,
+    "selective_risk": lambda z, y: (
+        calibration.selective_risk(calibration.entropy_score(z), jaxsoftmax.cross_entropy(z, y)).area
+    ),
+    "scores": lambda z, y: calibration.conformal_scores(y, logits=z, method="raps"),
+    "threshold": lambda z, y: calibration.conformal_threshold(jaxsoftmax.cross_entropy(z, y), alpha=0.5),
+    "bootstrap": lambda z, y: (
+        calibration.bootstrap(
+            jax.random.key(0),
+            lambda z, y, weights: calibration.negative_log_likelihood(y, logits=z, weights=weights),
+            (z, y),
+            resamples=3,
+        ).samples
+    ),
+    "choice": lambda z, y: calibration.choose_calibrator(jax.random.key(0), z, y, folds=2).matrix.bias,
+    "temperature": lambda z, y: calibration.fit_temperature(z, y).temperature,
+}
+
+
+@pytest.mark.parametrize("name", CALIBRATION)
+def test_calibration(name: str) -> None:
+    """What ranks rows, or puts them in bins, brings them together."""
+    check_differently(CALIBRATION[name], [(Z, BOTH), (LABELS, PartitionSpec("rows"))])
 
 
 def test_constants_inside_of_a_shard_map_over_one_axis_of_two() -> None:
