@@ -115,15 +115,22 @@ def _candidates(gaps: _Gaps) -> jax.Array:
     return gaps.gap * gaps.other + (1.0 - gaps.other) * float(jnp.finfo(gaps.gap.dtype).min)
 
 
-def _hinge_slopes(options: _HingeOptions, gaps: _Gaps, margin: jax.Array) -> jax.Array:
-    """u_j."""
+def _hinge_slopes(options: _HingeOptions, gaps: _Gaps, margin: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """u_j, and their sum.
+
+    Shares sum to 1. A CPU adds them up all the same: that sum is what keeps it from writing them out.
+    """
     if options.variant == "crammer_singer":
         candidates = lax.stop_gradient(_candidates(gaps))
         largest = meshes.largest_of(folds.max_along(candidates, options.axes), options.axes)
         best = 1.0 - arrays.positive(largest - candidates)
-        share = 1.0 / arrays.row_sum(best, options.axes)
-        return best * jnp.where(margin + largest > 0, share, 0.0)
-    return arrays.positive(margin + gaps.gap) * gaps.other
+        violated = margin + largest > 0
+        slopes = best * jnp.where(violated, 1.0 / arrays.row_sum(best, options.axes), 0.0)
+        if jax.default_backend() != "cpu":
+            return slopes, violated.astype(slopes.dtype)
+    else:
+        slopes = arrays.positive(margin + gaps.gap) * gaps.other
+    return slopes, arrays.row_sum(slopes, options.axes)
 
 
 def _hinge_forward(options: _HingeOptions, *args: Any) -> Any:
@@ -134,7 +141,7 @@ def _hinge_forward(options: _HingeOptions, *args: Any) -> Any:
         loss = arrays.row_sum(jnp.maximum(margin + gaps.gap, 0.0) * gaps.other, axes)
     elif axes.mesh:
         # A maximum over devices has no derivative; the mean of those that attain it has.
-        slopes = _hinge_slopes(options, gaps, margin)
+        slopes, _ = _hinge_slopes(options, gaps, margin)
         loss = arrays.row_sum(slopes * jnp.maximum(margin + gaps.gap, 0.0), axes)
     else:
         loss = jnp.maximum(margin + folds.max_along(_candidates(gaps), axes), 0.0)
@@ -154,8 +161,7 @@ def _hinge_jacobian(options: _HingeOptions, residuals: _HingeResiduals) -> tuple
     """dloss/dz, and dloss/dm."""
     loss, _ = _hinge_forward(options, *residuals)
     gaps = _gaps(options, residuals)
-    slopes = _hinge_slopes(options, gaps, residuals.margin)
-    total = arrays.row_sum(slopes, options.axes)
+    slopes, total = _hinge_slopes(options, gaps, residuals.margin)
     by_logits = slopes - (1.0 - gaps.other) * jnp.where(jnp.isneginf(gaps.target), 0.0, total)
     broken = jnp.where(jnp.isnan(loss), jnp.nan, 0.0)
     if options.ignore_label is not None:

@@ -92,6 +92,16 @@ def test_derivatives(name, monkeypatch):
     assert here >= barriers(ROWS - 1) - of_the_sum + 2  # of the numbers per row that the backward pass is given
 
 
+def test_hinge_loss():
+    """Shared by the classes of the largest violation, and nothing of what the margin separates; NaN stays NaN."""
+    logits = np.float32([[0, 1, 1, -3], [5, 1, 1, 0], [0, np.nan, 1, 2]])
+    by_logits, by_margin = jax.grad(
+        lambda z, margin: jnp.sum(jaxsoftmax.hinge_loss(z, jnp.zeros(3, int), margin=margin)), (0, 1)
+    )(logits, 1.0)
+    np.testing.assert_array_equal(by_logits, [[-1, 0.5, 0.5, 0], [0, 0, 0, 0], [np.nan] * 4])
+    assert np.isnan(by_margin)
+
+
 @pytest.mark.parametrize(
     ("platform", "width", "classes", "rows"),
     [
