@@ -103,7 +103,7 @@ def kl_divergence(
         nothing; one present in q and absent in p costs +inf, with gradient 0 there and the formula on the others.
 
     Gradient:
-        By the model's logits pⱼ - qⱼ, by the target's -qⱼ (δⱼ + KL), each over T. Kept: the arguments and four numbers
+        By the model's logits pⱼ - qⱼ, by the target's -qⱼ (δⱼ + KL), each over T. Kept: the arguments and five numbers
         per row. Reverse mode of any order, forward over reverse; forward mode inside of `jaxsoftmax.forward_mode()`.
 
     Example:
