@@ -280,13 +280,16 @@ def _difference(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
 def _log_ratio(axes: Axes, residuals: KLResiduals) -> jax.Array:
     """D = L_z - L_w, by log1p(G) where the two distributions are close, G = sum q (exp(a) - 1).
 
-    A term is (exp(d_z) - exp(d_w)) / S_w but where a is small and the class is present in both.
+    A term is (exp(d_z) - exp(d_w)) / S_w where a is large, and where the class is absent in either; nearer, d_z and d_w
+    have roundings that the difference would show, and one of them is enough.
     """
     model, target, model_absent, target_absent, gap = _gap(residuals)
-    apart = (jnp.abs(gap) > 0.5) | model_absent | target_absent
+    apart = (jnp.abs(gap) > 2.0) | model_absent | target_absent
     gap = jnp.where(apart, 0.0, gap)
-    weights = jnp.exp(target)
-    terms = jnp.where(apart, jnp.exp(model) - weights, weights * (gap + _beyond_linear(gap)))
+    small = jnp.abs(gap) < 0.5
+    near = jnp.where(small, gap, 0.0)
+    growth = jnp.where(small, near + _beyond_linear(near), jnp.exp(gap) - 1.0)
+    terms = jnp.where(apart, jnp.exp(model) - jnp.exp(target), jnp.exp(target) * growth)
     total = arrays.row_sum(terms, axes) * (1.0 / (1.0 + residuals.target_others))
     close = jnp.abs(total) < 0.5
     far = jnp.log1p(residuals.others) - jnp.log1p(residuals.target_others)
