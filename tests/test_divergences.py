@@ -286,6 +286,21 @@ def test_divergence_of_close_distributions_with_an_offset(offset, step):
     check("kl_divergence", logits, target_logits)
 
 
+def test_the_slope_of_a_certain_class_beside_ratios_that_a_temperature_rounds():
+    """Divided by T both exponents are rounded; the sum of small differences must not have both roundings."""
+    rng, temperature = np.random.default_rng(45), np.float32(3.3)
+    target_logits = np.zeros((400, 3), np.float32)
+    target_logits[:, 1:] = -temperature * (15.0 + rng.random((400, 2)))
+    logits = target_logits.copy()
+    logits[:, 1:] += temperature * rng.choice(np.float32([-0.55, 0.55]), (400, 2))
+    slopes = jax.grad(lambda z: jnp.sum(jaxsoftmax.kl_divergence(z, target_logits, temperature=temperature)))(logits)
+    target, gap = np.float64(target_logits) / temperature, (np.float64(logits) - target_logits) / temperature
+    q = np.exp(target) / np.sum(np.exp(target), 1, keepdims=True)
+    exact = q * np.expm1(gap - np.log1p(np.sum(q * np.expm1(gap), 1, keepdims=True))) / temperature
+    error = np.abs(slopes - exact)[:, 0] / np.sum(np.abs(exact), 1)
+    assert np.max(error) <= 6 * np.finfo(np.float32).eps
+
+
 def test_a_class_that_only_the_model_has_leaves_the_others_exact():
     """Masked in the teacher by a large negative number, it has the ratio exp(1e9)."""
     target_logits = np.float32([[0.0, 0.1, -1e9, -0.5]] * 2)
