@@ -189,24 +189,20 @@ def split_alike(x: jax.Array, other: jax.Array) -> tuple[jax.Array, jax.Array]:
     return x, split_like(other, x)
 
 
-def whole_along(x: jax.Array, axis: int) -> jax.Array:
-    """x, not split along an axis of an explicit mesh; elsewhere JAX sees to that by itself."""
+def whole_along(x: jax.Array, *axes: int) -> jax.Array:
+    """x, not split along these of its axes over an explicit mesh; elsewhere JAX sees to that by itself."""
     sharding = explicit_sharding(x)
     if sharding is None:
         return x
     spec = list(sharding.spec)
-    spec[axis] = None
+    for axis in axes:
+        spec[axis] = None
     return _split(x, sharding.mesh, spec)
 
 
 def whole(arrays: Any) -> Any:
     """Arrays, none of which is split over an explicit mesh any more: for what asks for all rows, as ranks do."""
-
-    def gathered(x: jax.Array) -> jax.Array:
-        sharding = explicit_sharding(x)
-        return x if sharding is None else _split(x, sharding.mesh, [None] * x.ndim)
-
-    return jax.tree.map(gathered, arrays)
+    return jax.tree.map(lambda x: whole_along(x, *range(x.ndim)), arrays)
 
 
 def for_product(

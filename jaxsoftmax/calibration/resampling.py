@@ -101,8 +101,7 @@ def bootstrap(
     first = checks.numeric(name, arrays=arrays[0])
     if first.ndim == 0 or first.shape[0] == 0:
         checks.fail(ValueError, name, "arrays must have one row or more", arrays=first)
-    for axis in range(1, first.ndim):
-        first = meshes.whole_along(first, axis)
+    first = meshes.whole_along(first, *range(1, first.ndim))
     rows = lax.stop_gradient(first.reshape(first.shape[0], -1)[:, 0])
     dtype = array_rules.compute_dtype(first.dtype)
     counts = inputs.row_weights(name, weights, rows, dtype)
