@@ -312,13 +312,17 @@ def _beyond_linear(t: jax.Array) -> jax.Array:
     return 0.5 * jnp.square(t) * series
 
 
-def _kl_terms(pair: _Pair) -> jax.Array:
-    """p - q - q delta >= 0: as q phi(delta) where delta is small."""
-    small = jnp.abs(pair.delta) < 0.5
-    near = pair.q * _beyond_linear(jnp.where(small, pair.delta, 0.0))
-    present = jnp.where(small, near, (pair.p - pair.q) - pair.q * pair.delta)
-    costly = jnp.where(pair.model_absent, jnp.inf, present)
-    return jnp.where(pair.target_absent, pair.p, costly)
+def _kl_terms(pair: _Pair, residuals: KLResiduals) -> jax.Array:
+    """q phi(delta) >= 0, where nothing cancels as p - q - q delta: there q may be 0 and p not.
+
+    Nearer, p and q have each a rounding of an exponent, which the difference would show many times over.
+    """
+    delta = jnp.where(pair.target_absent, 4.0, pair.delta)
+    near = jnp.abs(delta) < 0.5
+    growth = jnp.exp(jnp.minimum(delta, 2.0)) - 1.0
+    beyond_linear = jnp.where(near, _beyond_linear(jnp.where(near, delta, 0.0)), growth - delta)
+    terms = jnp.where(delta < 2.0, pair.q * beyond_linear, (pair.p - pair.q) - pair.q * delta)
+    return jnp.where(pair.model_absent & ~pair.target_absent, jnp.inf, terms)
 
 
 def kl_forward(axes: Axes, logits: Any, target_logits: Any, where: Any, temperature: Any) -> Any:
@@ -331,7 +335,7 @@ def kl_forward(axes: Axes, logits: Any, target_logits: Any, where: Any, temperat
     log_ratio = _log_ratio(axes, _again(residuals, (lambda m: arrays.after(m, sums)) if on_cpu else arrays.opaque))
     residuals = residuals._replace(log_ratio=log_ratio)
     last = _again(residuals, lambda m: arrays.after(m, log_ratio))
-    return arrays.row_sum(_kl_terms(_pair(last)), axes), residuals if on_cpu else last
+    return arrays.row_sum(_kl_terms(_pair(last), last), axes), residuals if on_cpu else last
 
 
 def _again(residuals: KLResiduals, renew: Callable[[jax.Array], jax.Array]) -> KLResiduals:
@@ -345,8 +349,10 @@ def _kl_slopes(axes: Axes, pair: _Pair, residuals: KLResiduals) -> tuple[jax.Arr
     delta = jnp.where(small, pair.delta, 0.0)
     near = pair.q * (delta + _beyond_linear(delta))
     difference = jnp.where(small & ~pair.target_absent, near, pair.p - pair.q)
-    # Less the largest class's, where that has more than half of the mass, or its own slope would cancel.
-    delta = pair.delta - centre_of(pair.target, 1.0 + residuals.target_others, pair.delta, axes)
+    # Less the largest class's, where that has more than half of the mass, or its own slope would cancel. Where the
+    # difference is more than there are numbers, q is 0, and 0 has to come of it.
+    centre = centre_of(pair.target, 1.0 + residuals.target_others, pair.delta, axes)
+    delta = jnp.minimum(pair.delta - centre, float(jnp.finfo(pair.delta.dtype).max))
     by_target = pair.q * (arrays.row_sum(pair.q * delta, axes) - delta)
     broken = 0.0 * (residuals.others + residuals.target_others)
     by_model = jnp.where(pair.model_absent, 0.0, difference) + broken
