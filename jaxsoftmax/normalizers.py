@@ -259,9 +259,9 @@ def _canonical(
 #                      of a rare class may be large beside all that counts. S < 2 tells the two apart. Then the
 #                      largest class is unique, and v_j is summed with weights that vanish below it.
 #   log softmax        out_j = d_j - log S, log S = log1p(S - 1) from the excess.
-#                      dd_j = g_j - p_j G, G = sum g over the present classes, as  g_j (1 - p_j) - p_j (G - g_j)  with
-#                      1 - p_j = (S - 1 + 1 - exp(d_j)) / S. G - g_j is  sum g (1 - u)  +  (sum g u - g_j),  u as in
-#                      arrays.excess: at a largest class alone at the top the second term is exactly 0.
+#                      dd_j = g_j - p_j G, G = sum g over the present classes. With A = sum g u, B = sum (g - g u) and u
+#                      as in arrays.near_top,  S dd_j = (g_j - exp(d_j) A) + (g_j (S - 1) - exp(d_j) B):  at a largest
+#                      class alone at the top A is g_j, the first term is exactly 0, and B is the sum of the others.
 #                      Tangent: v_j - sum p v, centred by c as above.
 #   log-sum-exp        out = m / T + log S, and d out/dd_j = p_j; the m / T adds -m / T^2 to d out/dT.
 #   smooth maximum     out = m + T log S, d out/dz_j = p_j, d out/dT = log S - sum p d = H(p).
@@ -288,10 +288,10 @@ def softmax_probabilities(scaled: jax.Array, total: jax.Array) -> jax.Array:
 
 def softmax_jacobian(scaled_by: Scaled, shift: jax.Array, total: jax.Array, vector: jax.Array, axes: Axes) -> jax.Array:
     """J v = p ((v - c) - sum p (v - c))."""
-    centre = centre_of(scaled_by(arrays.between_passes(shift, axes)), total, vector, axes)
+    centre = centre_of(scaled_by(arrays.opaque_off_cpu(shift)), total, vector, axes)
     mean = arrays.mean_under(jnp.exp(scaled_by(shift)), vector - centre, total, axes)
-    vector = vector - arrays.between_passes(centre, axes)
-    return softmax_probabilities(scaled_by(arrays.between_passes(shift, axes)), total) * (vector - mean)
+    vector = vector - arrays.for_last_pass(centre, mean, vector, axes)
+    return softmax_probabilities(scaled_by(arrays.opaque_off_cpu(shift)), total) * (vector - mean)
 
 
 def centre_of(scaled: jax.Array, total: jax.Array, vector: jax.Array, axes: Axes) -> jax.Array:
@@ -301,11 +301,12 @@ def centre_of(scaled: jax.Array, total: jax.Array, vector: jax.Array, axes: Axes
     is no more than logits differ that the compiler computes anew, so it must not do so with c: what one sum takes off
     and another puts back has to be the same number.
     """
-    return arrays.between_passes(arrays.row_sum(vector * _largest(scaled), axes) * arrays.positive(2.0 - total), axes)
+    return arrays.opaque_off_cpu(arrays.row_sum(vector * _largest(scaled), axes) * arrays.positive(2.0 - total))
 
 
 def _largest(scaled: jax.Array) -> jax.Array:
-    return jnp.maximum(1.0 + jnp.minimum(2.0**20 * lax.stop_gradient(scaled), 0.0), 0.0)
+    # By exp(d), which the other passes need: what is only on the way to it, as d is, is not written out.
+    return jnp.maximum(2.0**20 * lax.stop_gradient(jnp.exp(scaled)) - (2.0**20 - 1.0), 0.0)
 
 
 def softmax_push(scaled: jax.Array, total: jax.Array, vector: jax.Array, axes: Axes) -> jax.Array:
@@ -350,10 +351,10 @@ def _log_softmax_forward(axes: Axes, logits: Any, where: Any, temperature: Any) 
 
 def log_softmax_pull(scaled: jax.Array, others: jax.Array, cotangent: jax.Array, axes: Axes) -> jax.Array:
     """The gradient by d of sum_j g_j log p_j, with `others` the excess S - 1."""
-    terms, top = jnp.exp(scaled), arrays.near_top(scaled)
-    cotangent = cotangent * arrays.above_bottom(scaled)
-    below, above = arrays.row_sums(cotangent * (1.0 - top), cotangent * top, axes)
-    gradient = cotangent * (others + (1.0 - terms)) - terms * (below + (above - cotangent))
+    terms, cotangent = jnp.exp(scaled), cotangent * arrays.above_bottom(scaled)
+    top = cotangent * arrays.near_top(scaled)
+    below, above = arrays.row_sums(cotangent - top, top, axes)
+    gradient = (cotangent - terms * above) + (cotangent * others - terms * below)
     return gradient * (1.0 / (1.0 + others))
 
 

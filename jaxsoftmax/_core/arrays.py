@@ -26,13 +26,13 @@ __all__ = [
     "absence",
     "after",
     "anew",
-    "between_passes",
     "centred",
     "common_dtype",
     "compute_dtype",
     "divided",
     "excess",
     "finite",
+    "for_last_pass",
     "from_inputs",
     "held",
     "inverse_temperature",
@@ -84,7 +84,10 @@ def opaque(x: jax.Array) -> jax.Array:
 
 
 def opaque_off_cpu(x: jax.Array) -> jax.Array:
-    """`opaque` on an accelerator and nothing on a CPU, for a pass that there gains from what another has written."""
+    """`opaque` on an accelerator, which must not compute a sum twice; a CPU never does.
+
+    And it gains from what an earlier pass has written.
+    """
     return x if jax.default_backend() == "cpu" else opaque(x)
 
 
@@ -97,21 +100,23 @@ def opaque_on_cpu(x: jax.Array) -> jax.Array:
     return opaque(x) if jax.default_backend() == "cpu" else x
 
 
-def between_passes(x: jax.Array, axes: Axes) -> jax.Array:
-    """A number per row that one pass over the classes has made, for the next one.
-
-    `opaque` on an accelerator, which must not compute it twice, and where a CPU's passes are kernels of their own, over
-    folded rows. Else XLA:CPU makes one kernel of them all; it never computes a sum twice.
-    """
-    return opaque(x) if len(axes.dims) > 1 else opaque_off_cpu(x)
-
-
 def after(x: jax.Array, number: jax.Array) -> jax.Array:
     """x as a value that waits for another, finite number of its row: of no pass before it will anything be kept.
 
     What `opaque` asks for the compiler may forget before it decides which kernels share what; this it cannot.
     """
     return x + 0.0 * lax.stop_gradient(number)
+
+
+def for_last_pass(x: jax.Array, number: jax.Array, logits: jax.Array, axes: Axes) -> jax.Array:
+    """A number per row for the pass over such logits that follows from another number of the row.
+
+    On a CPU it is not to share with the passes before what they would have to write out; of many rows, where all of
+    them are one kernel, it may.
+    """
+    if jax.default_backend() != "cpu":
+        return opaque(x)
+    return x if folds.are_many(logits, axes) else after(x, number)
 
 
 def anew(shift: jax.Array, logits: jax.Array, axes: Axes) -> jax.Array:
