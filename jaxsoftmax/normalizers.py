@@ -305,8 +305,10 @@ def centre_of(scaled: jax.Array, total: jax.Array, vector: jax.Array, axes: Axes
 
 
 def _largest(scaled: jax.Array) -> jax.Array:
-    # By exp(d), which the other passes need: what is only on the way to it, as d is, is not written out.
-    return jnp.maximum(2.0**20 * lax.stop_gradient(jnp.exp(scaled)) - (2.0**20 - 1.0), 0.0)
+    # By exp(d), which the other passes need: what is only on the way to it, as d is, is not written out. Above 1 it is
+    # where a logit has been computed anew.
+    terms = jnp.minimum(lax.stop_gradient(jnp.exp(scaled)), 1.0)
+    return jnp.maximum(2.0**20 * terms - (2.0**20 - 1.0), 0.0)
 
 
 def softmax_push(scaled: jax.Array, total: jax.Array, vector: jax.Array, axes: Axes) -> jax.Array:

@@ -7,7 +7,7 @@ import pytest
 
 import jaxsoftmax
 from jaxsoftmax._core.meshes import Axes
-from jaxsoftmax.normalizers import softmax_jacobian
+from jaxsoftmax.normalizers import centre_of, softmax_jacobian
 from tests import oracles
 from tests.helpers import assert_contract, compiled, cotangents, masks, planted, value_and_gradients
 
@@ -135,6 +135,13 @@ def test_the_gradient_of_softmax_from_logits_rounded_differently_in_each_use(gap
     slopes = softmax_jacobian(scaled_by, shift, total, jnp.asarray(vector), Axes((1,), ()))
     moved = 8 * np.spacing(row[0]) * (np.abs(exact) + p * p.dot(np.abs(vector[0])))
     assert np.all(np.abs(slopes[0] - exact) <= moved + 1e-30)
+
+
+@pytest.mark.parametrize("above", [0.0, 1e-6, 0.3, 5.0])
+def test_a_largest_logit_computed_anew_counts_once(above):
+    """Less rounded than for the maximum, it stands above that; what is taken off the cotangents is its own, no more."""
+    scaled, vector = jnp.array([[-3.0, above, -5.0]]), jnp.array([[7.0, 3.0, -2.0]])
+    np.testing.assert_array_equal(centre_of(scaled, jnp.array([[1.1]]), vector, Axes((1,), ())), [[3.0]])
 
 
 def oracle_of(name):
