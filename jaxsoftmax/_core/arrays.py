@@ -203,7 +203,12 @@ def row_max(logits: jax.Array, axes: Axes, *, constant: bool = True, in_one_kern
         logits = logits.astype(wide)
     if constant or axes.mesh:
         logits = lax.stop_gradient(logits)
-    return meshes.largest_of(jnp.max(logits, axis=axes.dims, keepdims=True, initial=lowest).astype(wide), axes)
+    if in_one_kernel and constant and meshes.explicit_sharding(logits) is None:
+        # From the lowest number on: a maximum after the reduction keeps XLA:CPU from going on to the exponentials.
+        largest = jnp.expand_dims(lax.reduce(logits, np.asarray(lowest, logits.dtype), lax.max, axes.dims), axes.dims)
+    else:
+        largest = jnp.max(logits, axis=axes.dims, keepdims=True, initial=lowest)
+    return meshes.largest_of(largest.astype(wide), axes)
 
 
 def divided(x: jax.Array, temperature: jax.Array | None) -> jax.Array:
