@@ -312,7 +312,7 @@ def _beyond_linear(t: jax.Array) -> jax.Array:
     return 0.5 * jnp.square(t) * series
 
 
-def _kl_terms(pair: _Pair, residuals: KLResiduals) -> jax.Array:
+def _kl_terms(pair: _Pair) -> jax.Array:
     """q phi(delta) >= 0, where nothing cancels as p - q - q delta: there q may be 0 and p not.
 
     Nearer, p and q have each a rounding of an exponent, which the difference would show many times over.
@@ -335,7 +335,7 @@ def kl_forward(axes: Axes, logits: Any, target_logits: Any, where: Any, temperat
     log_ratio = _log_ratio(axes, _again(residuals, (lambda m: arrays.after(m, sums)) if on_cpu else arrays.opaque))
     residuals = residuals._replace(log_ratio=log_ratio)
     last = _again(residuals, lambda m: arrays.after(m, log_ratio))
-    return arrays.row_sum(_kl_terms(_pair(last), last), axes), residuals if on_cpu else last
+    return arrays.row_sum(_kl_terms(_pair(last)), axes), residuals if on_cpu else last
 
 
 def _again(residuals: KLResiduals, renew: Callable[[jax.Array], jax.Array]) -> KLResiduals:
