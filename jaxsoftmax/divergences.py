@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
-from jaxsoftmax._core import arrays, calls, checks, folds, meshes, rules
+from jaxsoftmax._core import arrays, calls, checks, folds, meshes, passes, rules
 from jaxsoftmax._core.meshes import Axes, AxisName
 from jaxsoftmax.normalizers import centre_of, log_softmax_pull, log_softmax_push
 from jaxsoftmax.statistics import cap_slope, capped
@@ -165,7 +165,7 @@ def _soft_forward(options: DivergenceOptions, logits: Any, targets: Any, where: 
     residuals = DivergenceResiduals(logits, targets, where, temperature, *numbers)
     scaled = _soft_scaled(options, residuals)
     costs = _sum_of_costs(targets.astype(scaled.dtype), scaled, jnp.log1p(residuals.others), axes)
-    return arrays.opaque_on_cpu(costs), residuals
+    return passes.opaque_on_cpu(costs), residuals
 
 
 def _sum_of_costs(targets: jax.Array, scaled: jax.Array, log_total: jax.Array, axes: Axes) -> jax.Array:
@@ -332,9 +332,9 @@ def kl_forward(axes: Axes, logits: Any, target_logits: Any, where: Any, temperat
     # A CPU takes a pass for D, an accelerator one for it and for the sums; both keep nothing for the terms.
     on_cpu = jax.default_backend() == "cpu"
     sums = residuals.others + residuals.target_others
-    log_ratio = _log_ratio(axes, _again(residuals, (lambda m: arrays.after(m, sums)) if on_cpu else arrays.opaque))
+    log_ratio = _log_ratio(axes, _again(residuals, (lambda m: passes.after(m, sums)) if on_cpu else passes.opaque))
     residuals = residuals._replace(log_ratio=log_ratio)
-    last = _again(residuals, lambda m: arrays.after(m, log_ratio))
+    last = _again(residuals, lambda m: passes.after(m, log_ratio))
     return arrays.row_sum(_kl_terms(_pair(last)), axes), residuals if on_cpu else last
 
 

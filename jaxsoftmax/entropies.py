@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from jaxsoftmax._core import arrays, calls, checks, folds, rules
+from jaxsoftmax._core import arrays, calls, checks, folds, passes, rules
 from jaxsoftmax._core.meshes import Axes, AxisName
 
 __all__ = ["entropy"]
@@ -89,7 +89,7 @@ def entropy_forward(axes: Axes, logits: Any, where: Any, temperature: Any) -> An
     residuals = EntropyResiduals(
         logits, where, temperature, *arrays.excess(arrays.present(logits, where), axes, temperature)
     )
-    scaled = _entropy_scaled(residuals._replace(shift=arrays.opaque_off_cpu(residuals.shift)))
+    scaled = _entropy_scaled(residuals._replace(shift=passes.opaque_off_cpu(residuals.shift)))
     log_total = jnp.log1p(residuals.others)
     if folds.are_many(scaled, axes) and not arrays.sums_at_once(scaled, axes) and len(axes.dims) == 1:
         # In one kernel, which three sums side by side would break.

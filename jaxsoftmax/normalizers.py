@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
-from jaxsoftmax._core import arrays, calls, checks, folds, meshes, rules, scalars
+from jaxsoftmax._core import arrays, calls, checks, folds, meshes, passes, rules, scalars
 from jaxsoftmax._core.meshes import Axes, Axis, AxisName
 
 __all__ = ["log_softmax", "logsumexp", "smooth_max", "softmax"]
@@ -288,10 +288,10 @@ def softmax_probabilities(scaled: jax.Array, total: jax.Array) -> jax.Array:
 
 def softmax_jacobian(scaled_by: Scaled, shift: jax.Array, total: jax.Array, vector: jax.Array, axes: Axes) -> jax.Array:
     """J v = p ((v - c) - sum p (v - c))."""
-    centre = centre_of(scaled_by(arrays.opaque_off_cpu(shift)), total, vector, axes)
+    centre = centre_of(scaled_by(passes.opaque_off_cpu(shift)), total, vector, axes)
     mean = arrays.mean_under(jnp.exp(scaled_by(shift)), vector - centre, total, axes)
-    vector = vector - arrays.for_last_pass(centre, mean, vector, axes)
-    return softmax_probabilities(scaled_by(arrays.opaque_off_cpu(shift)), total) * (vector - mean)
+    vector = vector - passes.for_last_pass(centre, mean, vector, axes)
+    return softmax_probabilities(scaled_by(passes.opaque_off_cpu(shift)), total) * (vector - mean)
 
 
 def centre_of(scaled: jax.Array, total: jax.Array, vector: jax.Array, axes: Axes) -> jax.Array:
@@ -301,7 +301,7 @@ def centre_of(scaled: jax.Array, total: jax.Array, vector: jax.Array, axes: Axes
     is no more than logits differ that the compiler computes anew, so it must not do so with c: what one sum takes off
     and another puts back has to be the same number.
     """
-    return arrays.opaque_off_cpu(arrays.row_sum(vector * _largest(scaled), axes) * arrays.positive(2.0 - total))
+    return passes.opaque_off_cpu(arrays.row_sum(vector * _largest(scaled), axes) * arrays.positive(2.0 - total))
 
 
 def _largest(scaled: jax.Array) -> jax.Array:
@@ -324,7 +324,7 @@ def _softmax_forward(axes: Axes, logits: Any, where: Any, temperature: Any) -> A
     shift = arrays.row_max(values, axes, in_one_kernel=True)
     total = arrays.row_sum(jnp.exp(arrays.centred(values, shift, temperature)), axes)
     residuals = _Residuals(logits, where, temperature, shift, total)
-    scaled = residuals.scaled(arrays.anew(shift, logits, axes))
+    scaled = residuals.scaled(passes.anew(shift, logits, axes))
     return softmax_probabilities(scaled, total).astype(logits.dtype), residuals
 
 

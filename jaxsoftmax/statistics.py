@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
-from jaxsoftmax._core import arrays, calls, checks, folds, meshes, rules, scalars
+from jaxsoftmax._core import arrays, calls, checks, folds, meshes, passes, rules, scalars
 from jaxsoftmax._core.meshes import Axes, AxisName
 
 __all__ = ["RowStatistics", "row_statistics"]
@@ -154,7 +154,9 @@ def dense(
         classes = arrays.own_sum(~jnp.isneginf(arrays.present(logits, where)), axes).astype(jnp.float32)
         classes = classes.astype(arrays.compute_dtype(logits.dtype))
     cap = None if head.logit_cap is None else float(head.logit_cap)
-    out: Any = _dense(DenseOptions(axes, cap, head.ignore_label), logits, labels, where, classes, temperature)
+    in_one_pass = folds.fold_of(axes, logits) is None
+    options = DenseOptions(axes, cap, head.ignore_label, in_one_pass)
+    out: Any = _dense(options, logits, labels, where, classes, temperature)
     return jax.tree.map(lambda x: jnp.squeeze(x, axes.one), RowStatistics._make(out))
 
 
@@ -168,20 +170,21 @@ def dense(
 #     classes = K                         a constant
 # and dd_j = (dz_j - d_j dT) / T; with a cap, dz_j = (1 - tanh^2(logit / cap)) dlogit_j.
 #
-# The labelled class is left out of the sum by a factor of arithmetic, which stays inside of the fused sum, or in one
-# pass by a selection (see DenseOptions). The backward pass uses the very same exponentials, so that within one program
-# the compiler computes them once.
+# The labelled class is left out of the sum by a selection where the exponentials are written out for a backward pass of
+# the same program, which uses the very same, and by a factor of arithmetic, which stays inside of the fused sum, where
+# there is none.
 
 
-# Up to here the gradient is arithmetic, and a selection beyond; measured between 128 and 1 000 classes on a CPU.
+# Up to here the products that follow from a gradient are better done one after the other; measured between 3 and 1 000
+# classes on a CPU.
 FEW_CLASSES = 256
 
 
 class DenseOptions(NamedTuple):
     """What is fixed when a program is traced.
 
-    In one pass, forward and backward are of the same logits, a block of the streamed head: there the exponentials are
-    written out for both, and a selection is done on the way; arithmetic takes five times as long as the sum itself.
+    In one pass, forward and backward are of the same logits: there the exponentials are written out for both, and a
+    selection is done on the way. It is not, where rows are folded for the forward pass.
     """
 
     axes: Axes
@@ -223,6 +226,12 @@ def cap_slope(logits: jax.Array, where: jax.Array | None, cap: float) -> jax.Arr
     return 4.0 * decay / jnp.square(1.0 + decay)
 
 
+def _selects(options: DenseOptions, logits: jax.Array) -> bool:
+    """Whether the label's term is selected away. Of short rows XLA:CPU writes the terms out in any case."""
+    axes = options.axes
+    return options.one_pass or len(axes.dims) > 1 or arrays.sums_at_once(logits, axes)
+
+
 def _sum_of_others(
     options: DenseOptions, values: jax.Array, labels: jax.Array, largest: jax.Array, temperature: jax.Array | None
 ) -> jax.Array:
@@ -232,17 +241,17 @@ def _sum_of_others(
     if len(axes.dims) == 1:
         return arrays.own_sum(_others(options, terms, values, labels), axes)
     outer, inner = axes.folded
-    sums = arrays.opaque(arrays.own_sum(terms, inner))
+    sums = passes.opaque(arrays.own_sum(terms, inner))
     part, place = jnp.divmod(axes.local(labels, axes.size(values)), values.shape[inner.one])
     own = arrays.part_of(values, jnp.clip(part, 0, values.shape[outer.one] - 1), axes)
-    terms = jnp.exp(arrays.centred(own, arrays.opaque(largest), temperature))
+    terms = jnp.exp(arrays.centred(own, passes.opaque(largest), temperature))
     left = arrays.own_sum(jnp.where(arrays.is_label(place, own, inner), 0.0, terms), inner)
     return arrays.sum_of_parts(sums, part, left, axes)
 
 
 def _others(options: DenseOptions, terms: jax.Array, logits: jax.Array, labels: jax.Array) -> jax.Array:
     """The terms, and 0 at the labelled class."""
-    if options.one_pass:
+    if _selects(options, logits):
         return jnp.where(arrays.is_label(labels, logits, options.axes), 0.0, terms)
     return terms * arrays.not_label(labels, logits, options.axes, terms.dtype)
 
@@ -256,13 +265,12 @@ def dense_forward(
 
     target = arrays.own_pick(values, labels, axes)
     others = _sum_of_others(options, values, labels, largest, temperature)
-    if options.one_pass or len(axes.dims) > 1:
-        # The label's own term times 0: where it is NaN the row must be, though it has been selected away.
-        own = jnp.exp(jnp.minimum(arrays.centred(target, largest, temperature), 0.0))
-        others = others + 0.0 * lax.stop_gradient(own)
+    if _selects(options, logits):
+        # Where the label's own term is NaN the row must be, though it has been selected away.
+        others = jnp.where(jnp.isnan(arrays.centred(target, largest, temperature)), jnp.nan, others)
     total = None
     if classes is not None:
-        scaled = arrays.centred(values, arrays.opaque(largest), temperature)
+        scaled = arrays.centred(values, passes.opaque(largest), temperature)
         total = arrays.own_sum(jnp.where(jnp.isneginf(scaled), 0.0, scaled), axes)
     target, others, total, classes = meshes.packed_sum(axes, target.astype(largest.dtype), others, total, classes)
 
@@ -277,42 +285,47 @@ def dense_forward(
     return (*out, classes), residuals
 
 
-def _over_others(x: jax.Array, others: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """x / others in two factors, a power of two near 1 / others, constant, and what remains; 0 where it is 0.
+class _OverOthers(NamedTuple):
+    """x / others as  raised x / over,  with a power of two near 1 / others, and  over = others raised  in [1, 2).
 
-    An exponential times the former is at most 1, so that no derivative has a product that is lost below the smallest
-    normal number, or a square of a number that is as small as others can be. By the bits of its exponent, which the
-    compiler computes anew for each use where it would write a quotient out.
+    An exponential times `raised`, a constant, is at most 1, so that no derivative has a product that is lost below the
+    smallest normal number, or a square of a number that is as small as others can be. By the bits of its exponent,
+    which the compiler computes anew for each use where it would write a quotient out. Where others is 0, so is x.
     """
+
+    raised: jax.Array
+    x: jax.Array
+    over: jax.Array
+
+
+def _over_others(x: jax.Array, others: jax.Array) -> _OverOthers:
     info = jnp.finfo(others.dtype)
     bits = lax.bitcast_convert_type(lax.stop_gradient(others), jnp.int64 if info.bits == 64 else jnp.int32)
     mirrored = (2 * (info.maxexp - 1) - (bits >> info.nmant)) << info.nmant
     raised = lax.bitcast_convert_type(mirrored, others.dtype)
-    quotient = x / jnp.where(others == 0, 1.0, others * raised)
-    return raised, jnp.where(others == 0, 0.0 * x, quotient)
+    nothing = others == 0
+    return _OverOthers(raised, jnp.where(nothing, 0.0 * x, x), jnp.where(nothing, 1.0, others * raised))
 
 
 def _with_label(
-    options: DenseOptions,
-    logits: jax.Array,
-    labels: jax.Array,
-    at_label: jax.Array,
-    terms: jax.Array,
-    raised: jax.Array,
-    slope: jax.Array,
+    logits: jax.Array, labels: jax.Array, at_label: jax.Array, terms: jax.Array, slope: _OverOthers, axes: Axes
 ) -> jax.Array:
-    """The number of the row at the labelled class, and the term times both factors of its slope at the others.
+    """The number of the row at the labelled class, and the term times its slope at the others.
 
-    Where there are few classes a selection is slower than arithmetic with the product that the forward pass has summed;
-    and a quotient, unlike a product, is not computed anew for each of its uses. In one pass there is no such product.
+    A quotient, unlike a product, is not computed anew for each of its uses. Rows along several axes have two in the
+    products of a layer, and one of them transposed.
     """
-    axes = options.axes
+    label = arrays.is_label(labels, logits, axes)
+    if _are_few(logits, axes):
+        gradient = jnp.where(label, at_label, terms * slope.raised * (slope.x / slope.over))
+        return passes.one_by_one(gradient, labels)
+    return jnp.where(label, at_label, terms * slope.raised * slope.x) / jnp.where(label, 1.0, slope.over)
+
+
+def _are_few(logits: jax.Array, axes: Axes) -> bool:
+    """Whether these are the logits of a plain layer, [N, V], with few classes."""
     size = axes.size(logits)
-    if options.one_pass or not (isinstance(size, int) and size <= FEW_CLASSES):
-        return jnp.where(arrays.is_label(labels, logits, axes), at_label, terms * raised * slope)
-    keep = arrays.not_label(labels, logits, axes, terms.dtype)
-    label = 1.0 - keep
-    return (terms * keep * raised * slope + label * at_label) / (keep + label)
+    return logits.ndim == 2 and axes.dims == (1,) and isinstance(size, int) and size <= FEW_CLASSES
 
 
 def dense_backward(options: DenseOptions, residuals: DenseResiduals, cotangents: Any) -> Any:
@@ -322,11 +335,10 @@ def dense_backward(options: DenseOptions, residuals: DenseResiduals, cotangents:
     scaled = arrays.centred(capped(logits, where, options.logit_cap), largest, temperature)
     # Absent, the labelled class takes nothing; but in a row broken by inf or NaN it is NaN like the others.
     by_target = jnp.where(jnp.isneginf(residuals.target), 0.0 * by_rest, by_target)
-    raised, slope = _over_others(by_rest, residuals.others)
     terms = jnp.exp(scaled)
     if options.one_pass:
         terms = _others(options, terms, logits, labels)
-    gradient = _with_label(options, logits, labels, by_target, terms, raised, slope)
+    gradient = _with_label(logits, labels, by_target, terms, _over_others(by_rest, residuals.others), axes)
     if classes is not None:
         gradient = gradient + jnp.where(jnp.isneginf(scaled), 0.0, by_mean / jnp.maximum(classes, 1.0))
     if options.ignore_label is not None:
@@ -350,8 +362,8 @@ def dense_tangent(options: DenseOptions, residuals: DenseResiduals, tangents: An
     vector = arrays.from_inputs(vector, tangents[4], scaled, temperature)
     label = arrays.is_label(labels, logits, axes)
     target = arrays.own_sum(jnp.where(label, vector, 0.0), axes)
-    raised, slope = _over_others(jnp.ones_like(residuals.others), residuals.others)
-    rest = arrays.own_sum(jnp.where(label, 0.0, jnp.exp(scaled) * raised * slope * vector), axes)
+    raised, one, over = _over_others(jnp.ones_like(residuals.others), residuals.others)
+    rest = arrays.own_sum(jnp.where(label, 0.0, jnp.exp(scaled) * raised * (one / over) * vector), axes)
     total = None if classes is None else arrays.own_sum(vector, axes)
     target, rest, total = meshes.packed_sum(axes, target, rest, total)
     mean = None if classes is None else total / jnp.maximum(classes, 1.0)
@@ -366,5 +378,10 @@ def dense_tangent(options: DenseOptions, residuals: DenseResiduals, tangents: An
 
 
 _dense = rules.on_rows(
-    dense_forward, dense_backward, dense_tangent, value_long_from=folds.LONG_WITHOUT_ONE, whole_backward=True
+    dense_forward,
+    dense_backward,
+    dense_tangent,
+    value_options=lambda options: options._replace(one_pass=False),
+    value_long_from=folds.LONG_WITHOUT_ONE,
+    whole_backward=True,
 )

@@ -6,7 +6,7 @@ axis is, and nothing is ever transposed.
 XLA:CPU runs a chain of max, subtract, divide, exp, min, multiply and sum as one kernel that writes no array of the size
 of the logits. A comparison, a select or a clamp (a minimum of a maximum, both with constants) in the chain breaks it,
 and so does a value (the row maximum, a constant, an exponential) that two kernels share. Hence arithmetic in place of
-masks, constants that differ between the forward and the backward pass, and `opaque` below.
+masks, constants that differ between the forward and the backward pass, and what `passes` has.
 """
 
 import functools
@@ -18,21 +18,18 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxsoftmax._core import folds, meshes
+from jaxsoftmax._core import folds, meshes, passes
 from jaxsoftmax._core.meshes import Axes
 
 __all__ = [
     "above_bottom",
     "absence",
-    "after",
-    "anew",
     "centred",
     "common_dtype",
     "compute_dtype",
     "divided",
     "excess",
     "finite",
-    "for_last_pass",
     "from_inputs",
     "held",
     "inverse_temperature",
@@ -42,9 +39,6 @@ __all__ = [
     "near_top",
     "no_class",
     "not_label",
-    "opaque",
-    "opaque_off_cpu",
-    "opaque_on_cpu",
     "own_pick",
     "own_sum",
     "part_of",
@@ -72,56 +66,6 @@ def compute_dtype(dtype: Any) -> Any:
 def common_dtype(a: Any, b: Any) -> Any:
     """The wider of two dtypes, where an integer counts for nothing."""
     return a if a == jnp.float64 or not jnp.issubdtype(b, jnp.floating) else compute_dtype(b)
-
-
-def opaque(x: jax.Array) -> jax.Array:
-    """The same numbers as a new value, of which the compiler knows nothing.
-
-    A second reduction from opaque numbers per row shares nothing with the first. What two kernels share is written out,
-    and for the exponentials of a row that takes longer than to compute them.
-    """
-    return lax.optimization_barrier(x)
-
-
-def opaque_off_cpu(x: jax.Array) -> jax.Array:
-    """`opaque` on an accelerator, which must not compute a sum twice; a CPU never does.
-
-    And it gains from what an earlier pass has written.
-    """
-    return x if jax.default_backend() == "cpu" else opaque(x)
-
-
-def opaque_on_cpu(x: jax.Array) -> jax.Array:
-    """`opaque` on a CPU, for a result that is a sum.
-
-    Of a sum over classes, its product with weights of the rows and the sum of these jax 0.12 makes one kernel, which
-    takes ten times as long as two.
-    """
-    return opaque(x) if jax.default_backend() == "cpu" else x
-
-
-def after(x: jax.Array, number: jax.Array) -> jax.Array:
-    """x as a value that waits for another, finite number of its row: of no pass before it will anything be kept.
-
-    What `opaque` asks for the compiler may forget before it decides which kernels share what; this it cannot.
-    """
-    return x + 0.0 * lax.stop_gradient(number)
-
-
-def for_last_pass(x: jax.Array, number: jax.Array, logits: jax.Array, axes: Axes) -> jax.Array:
-    """A number per row for the pass over such logits that follows from another number of the row.
-
-    On a CPU it is not to share with the passes before what they would have to write out; of many rows, where all of
-    them are one kernel, it may.
-    """
-    if jax.default_backend() != "cpu":
-        return opaque(x)
-    return x if folds.are_many(logits, axes) else after(x, number)
-
-
-def anew(shift: jax.Array, logits: jax.Array, axes: Axes) -> jax.Array:
-    """The row maximum, `opaque` after a sum of a folded row: the exponentials would be written out for what follows."""
-    return opaque(shift) if folds.is_folded(logits, axes) else shift
 
 
 def row_sum(x: jax.Array, axes: Axes) -> jax.Array:
@@ -182,7 +126,7 @@ def present(logits: jax.Array, where: jax.Array | None) -> jax.Array:
     a CPU jax before 0.12 leaves it out even so, wherever logits are widened in the one kernel.
     """
     if logits.dtype != compute_dtype(logits.dtype):
-        logits = opaque(logits)
+        logits = passes.opaque(logits)
     if where is None:
         return logits
     if not np.isinf(float(np.asarray(np.inf, logits.dtype))):  # some of eight bits and of four have no infinity
@@ -203,8 +147,10 @@ def row_max(logits: jax.Array, axes: Axes, *, constant: bool = True, in_one_kern
         logits = logits.astype(wide)
     if constant or axes.mesh:
         logits = lax.stop_gradient(logits)
-    if in_one_kernel and constant and meshes.explicit_sharding(logits) is None:
-        # From the lowest number on: a maximum after the reduction keeps XLA:CPU from going on to the exponentials.
+    size = axes.size(logits)
+    if constant and isinstance(size, int) and size > SHORT_ROW and meshes.explicit_sharding(logits) is None:
+        # From the lowest number on: a maximum after the reduction keeps XLA:CPU from going on to the exponentials. Of a
+        # single class, which can be what a device has, XLA forgets where the reduction started.
         largest = jnp.expand_dims(lax.reduce(logits, np.asarray(lowest, logits.dtype), lax.max, axes.dims), axes.dims)
     else:
         largest = jnp.max(logits, axis=axes.dims, keepdims=True, initial=lowest)
@@ -228,7 +174,9 @@ def _divided(x: jax.Array, temperature: jax.Array) -> jax.Array:
     tiny = float(jnp.finfo(temperature.dtype).tiny)
     inverse = jnp.where(temperature < 2.0**-62, 0.0, 1.0 / jnp.maximum(temperature, 2.0**-62))
     product = jnp.maximum(x, -(2.0**64)) * inverse
-    temperature = opaque(lax.stop_gradient(temperature))  # a constant would be folded with the factor, and overflow
+    temperature = passes.opaque(
+        lax.stop_gradient(temperature)
+    )  # a constant would be folded with the factor, and overflow
     huge = temperature > 2.0**100  # the compiler multiplies by 1 / T, which must not vanish: -inf times 0 is NaN
     bounded = jnp.clip(jnp.where(huge, temperature * 2.0**-24, temperature), tiny, 2.0**104)
     factor = jnp.where(temperature <= tiny, 2.0**126, jnp.where(huge, 2.0**-24, 1.0))
@@ -418,16 +366,16 @@ def _without_largest(without_top: jax.Array, total: jax.Array) -> jax.Array:
 def _excess_of_parts(logits: jax.Array, axes: Axes, temperature: jax.Array | None) -> tuple[jax.Array, jax.Array]:
     """`excess` of a row that is folded, by the excess of the part that has the largest class."""
     outer, inner = axes.folded
-    tops = opaque(row_max(logits, inner, constant=False))
+    tops = passes.opaque(row_max(logits, inner, constant=False))
     shift = row_max(tops, outer, constant=False)
-    sums = opaque(own_sum(jnp.exp(centred(logits, shift, temperature)), inner))
+    sums = passes.opaque(own_sum(jnp.exp(centred(logits, shift, temperature)), inner))
     total, parts = own_sum(sums, outer), lax.stop_gradient(sums)
 
     first = jnp.argmax(tops, axis=outer.one, keepdims=True)
-    terms = jnp.exp(lax.stop_gradient(centred(part_of(logits, first, axes), opaque(shift), temperature)))
+    terms = jnp.exp(lax.stop_gradient(centred(part_of(logits, first, axes), passes.opaque(shift), temperature)))
     without_top = _without_largest(own_sum(jnp.minimum(terms, 1.0 - terms), inner), own_pick(parts, first, outer))
     value = sum_of_parts(parts, first, without_top, axes)
-    return opaque(shift), value + (total - lax.stop_gradient(total))
+    return passes.opaque(shift), value + (total - lax.stop_gradient(total))
 
 
 def part_of(logits: jax.Array, part: jax.Array, axes: Axes) -> jax.Array:
@@ -471,7 +419,7 @@ def not_label(labels: jax.Array, logits: jax.Array, axes: Axes, dtype: Any) -> j
     size = axes.size(logits)
     if not (isinstance(size, int) and axes.classes(size) <= 2**24):
         return jnp.where(is_label(labels, logits, axes), 0.0, 1.0).astype(dtype)
-    numbers = opaque(jnp.arange(size, dtype=dtype))
+    numbers = passes.opaque(jnp.arange(size, dtype=dtype))
     numbers = numbers.reshape([size if a in axes.dims else 1 for a, size in enumerate(logits.shape)])
     numbers = meshes.split_like(numbers, logits)
     return jnp.minimum(jnp.abs(numbers - axes.local(labels, size).astype(dtype)), 1.0)

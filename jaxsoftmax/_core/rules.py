@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jax.dtypes import float0
 
-from jaxsoftmax._core import arrays, folds, meshes, scalars
+from jaxsoftmax._core import arrays, folds, meshes, passes, scalars
 
 __all__ = ["elementwise", "forward_mode", "on_rows", "operation", "vary_alike"]
 
@@ -100,6 +100,7 @@ def on_rows(
     tangent: Callable[..., Any],
     *,
     long_from: int = folds.LONG + 1,
+    value_options: Callable[[Any], Any] = lambda options: options,
     value_long_from: int | None = None,
     whole_backward: bool = False,
 ) -> Callable[..., Any]:
@@ -108,10 +109,10 @@ def on_rows(
     Of arguments and residuals the first floating array has the logits. The options are the class axes, or have them;
     arguments, residuals and outputs have the rank of the logits.
 
-    Few rows are long to the forward rule from the first number of classes on, and from the second, by default the same,
-    where nothing is differentiated. With `whole_backward` the backward rule is given its rows as they are: one that
-    sums nothing, or what is written out anyway, is faster so, for what comes of a folded row is not written in its
-    place.
+    Few rows are long to the forward rule from `long_from` classes on, and from `value_long_from`, by default the same,
+    where nothing is differentiated; there it is given `value_options` of the options. With `whole_backward` the
+    backward rule is given its rows as they are: one that sums nothing, or what is written out anyway, is faster so, for
+    what comes of a folded row is not written in its place.
     """
     value_from = long_from if value_long_from is None else value_long_from
 
@@ -144,7 +145,7 @@ def on_rows(
         return jax.tree.map(fold.back, out), kept
 
     def value(options: Any, *args: Any) -> Any:
-        return forward_rule(options, *args, long_from=value_from)[0]
+        return forward_rule(value_options(options), *args, long_from=value_from)[0]
 
     return operation(forward_rule, backward if whole_backward else folded(backward), folded(tangent), value)
 
@@ -193,7 +194,7 @@ def _apart(residuals: Any, args: Any) -> Any:
     """
     inputs = {id(leaf) for leaf in jax.tree.leaves(args)}
     return jax.tree.map(
-        lambda leaf: checkpoint_name(leaf, "input") if id(leaf) in inputs else arrays.opaque_off_cpu(leaf), residuals
+        lambda leaf: checkpoint_name(leaf, "input") if id(leaf) in inputs else passes.opaque_off_cpu(leaf), residuals
     )
 
 

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxsoftmax._core import arrays, blocks, meshes, rules
+from jaxsoftmax._core import arrays, blocks, meshes, passes, rules
 from jaxsoftmax._core.row_rules import zeros_where
 
 __all__ = ["Inputs", "Plan", "Side", "cut_of", "logits_of", "map_blocks", "streamed", "streamed_sum"]
@@ -194,7 +194,7 @@ def _add_gradients(plan: Plan, sums: _Products, side: Side, dlogits: jax.Array) 
     bias = None if sums.bias is None else sums.bias + jnp.sum(dlogits, axis=0)
     features = side.features.T
     if jax.default_backend() == "cpu":
-        features = arrays.opaque(features.astype(kernel.dtype))
+        features = passes.opaque(features.astype(kernel.dtype))
     if parts == 1 or not both:
         dfeatures = _product(narrow, side.kernel, (1, 1), plan.precision, side.features)
     if parts == 1:

@@ -97,3 +97,31 @@ def test_second_derivatives_at_temperature_zero(name):
     for got, exact in zip(inside, outside, strict=True):
         assert np.all(np.isfinite(exact))
         np.testing.assert_allclose(got, exact, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("classes", [1, 2, 17])
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_rows_without_any_class(name, classes):
+    """Of one class, over which a compiler reduces nothing, and of several; beside rows that have classes."""
+    rows = np.full((3, classes), -np.inf, np.float32)
+    rows[1] = 2.0
+    other = np.zeros_like(rows) if name == "soft_cross_entropy" else rows
+    labels = np.zeros(3, np.int32)
+    function = FUNCTIONS[name]
+
+    def values(z, t, other):
+        arguments = (z, t, other, labels) if function.__code__.co_argcount == 4 else (z, t, other)
+        return jax.vmap(function)(*arguments)
+
+    def total(*args):
+        value = values(*args)
+        return jnp.sum(jnp.where(jnp.isfinite(value), value, 0)), value
+
+    (_, value), slopes = jax.value_and_grad(total, (0, 1, 2), has_aux=True)(rows, np.ones(3, np.float32), other)
+    assert not np.any(np.isnan(value))
+    np.testing.assert_array_equal(value[0], value[2])
+    expected = {"logsumexp": -np.inf, "smooth_max": -np.inf, "cross_entropy": np.inf, "focal_loss": np.inf}
+    assert np.all(value[0] == (np.inf if name == "smoothed" else expected.get(name, 0)))
+    for slope in slopes:
+        assert not np.any(slope[::2])
+        assert np.all(np.isfinite(slope[1]))

@@ -1,0 +1,75 @@
+"""What follows from a gradient by the logits, in a program with one device and with several."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxsoftmax
+from jaxsoftmax import statistics
+from jaxsoftmax._core import passes
+from tests.helpers import cotangents
+
+# Shapes that no other test has: what is traced with several devices would be used again.
+ROWS, CLASSES, FEATURES = 13, 6, 5
+UPDATE = "dynamic-update-slice"
+
+
+@pytest.fixture
+def alone(monkeypatch):
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+
+
+def layer_gradients(features, kernel, labels):
+    return jax.grad(lambda h, w: jnp.sum(jaxsoftmax.cross_entropy(h @ w, labels)), argnums=(0, 1))(features, kernel)
+
+
+def program(*rows, classes=CLASSES):
+    shapes = (*rows, FEATURES), (FEATURES, classes)
+    arguments = *(jax.ShapeDtypeStruct(shape, np.float32) for shape in shapes), jax.ShapeDtypeStruct(rows, np.int32)
+    return jax.jit(layer_gradients).lower(*arguments).compile().as_text()
+
+
+def test_in_a_layer_of_few_classes(alone):
+    assert UPDATE in program(ROWS)
+
+
+@pytest.mark.parametrize(
+    ("rows", "classes"), [((ROWS,), statistics.FEW_CLASSES + 1), ((2, ROWS), CLASSES)], ids=["wide", "of sequences"]
+)
+def test_not_where_it_would_copy(alone, rows, classes):
+    assert UPDATE not in program(*rows, classes=classes)
+
+
+def test_not_where_devices_may_share_the_rows():
+    assert jax.device_count() > 1
+    assert UPDATE not in program(ROWS + 1)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, jnp.bfloat16])
+@pytest.mark.parametrize("first", [0, CLASSES - 1, -1, CLASSES, -100, 2**31 - 1])
+def test_the_gradient_is_the_same(alone, first, dtype):
+    """Whatever number the first label has that chooses the place."""
+    gradient = jnp.asarray(cotangents(ROWS, CLASSES), dtype).at[0, 1].set(jnp.nan)
+    labels = jnp.full((ROWS, 1), first, jnp.int32)
+    for settled in (passes.one_by_one, jax.jit(passes.one_by_one)):
+        np.testing.assert_array_equal(settled(gradient, labels).astype(np.float32), gradient.astype(np.float32))
+    np.testing.assert_array_equal(passes.one_by_one(gradient[:0], labels[:0]), gradient[:0])
+
+
+def test_transformations(alone):
+    logits = cotangents(3, ROWS, CLASSES)
+    labels = np.random.default_rng(1).integers(0, CLASSES, (3, ROWS))
+
+    def loss(logits, labels):
+        return jnp.sum(jaxsoftmax.cross_entropy(logits, labels))
+
+    gradients = jax.vmap(jax.grad(loss))(logits, labels)
+    products = jax.vmap(lambda x, y: jax.jvp(lambda x: jax.grad(loss)(x, y), (x,), (x,))[1])(logits, labels)
+    twice = jax.vmap(jax.grad(lambda x, y: jnp.sum(x * jax.grad(loss)(x, y))))(logits, labels)
+    p = jax.nn.softmax(logits)
+    hot = jax.nn.one_hot(labels, CLASSES)
+    curved = p * (logits - jnp.sum(p * logits, axis=-1, keepdims=True))
+    np.testing.assert_allclose(gradients, p - hot, atol=1e-6)
+    np.testing.assert_allclose(products, curved, atol=1e-6)
+    np.testing.assert_allclose(twice, p - hot + curved, atol=1e-6)
