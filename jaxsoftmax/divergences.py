@@ -367,6 +367,7 @@ def kl_backward(axes: Axes, residuals: KLResiduals, cotangent: jax.Array) -> Any
     dtargets, target_by_t = arrays.to_inputs(cotangent * by_target, pair.target, temperature, axes)
     dtemperature = None if by_t is None or target_by_t is None else by_t + target_by_t
     logits, target_logits = residuals.logits, residuals.target_logits
+    dlogits, dtargets = passes.once(dlogits, residuals.others), passes.once(dtargets, residuals.others)
     dlogits, dtargets = meshes.sum_like(dlogits, logits), meshes.sum_like(dtargets, target_logits)
     return dlogits.astype(logits.dtype), dtargets.astype(target_logits.dtype), None, dtemperature
 

@@ -349,6 +349,8 @@ def dense_backward(options: DenseOptions, residuals: DenseResiduals, cotangents:
         dtemperature = dtemperature - by_shift * arrays.quotient_slope(largest, temperature)
     if options.logit_cap is not None:
         dlogits = dlogits * cap_slope(logits, where, options.logit_cap)
+    if classes is not None:
+        dlogits = passes.once(dlogits, residuals.others)
     return dlogits.astype(logits.dtype), None, None, None, dtemperature
 
 

@@ -499,21 +499,3 @@ def test_labels_of_64_bits_are_not_wrapped():
             labels = np.array([1, 2**32 + 1], dtype)
             losses = jaxsoftmax.cross_entropy(np.zeros((2, 3), np.float32), labels)
             np.testing.assert_array_equal(np.isnan(losses), [False, True])
-
-
-@pytest.mark.parametrize("shape", [(4, 64, 40), (4, 128, 1000)])
-@pytest.mark.parametrize("loss", [jaxsoftmax.cross_entropy, jaxsoftmax.focal_loss])
-def test_a_layer_on_sequences_takes_no_more_memory_than_optax(loss, shape):
-    """Its kernel's gradient is a product with the transposed gradient by the logits, which is computed once for all."""
-    *rows, classes = shape
-    arrays = *rows, 8
-    arguments = [jax.ShapeDtypeStruct(s, np.float32) for s in (arrays, (8, classes))]
-
-    def temporary(loss):
-        def step(features, kernel, labels):
-            return jax.grad(lambda h, w: jnp.mean(loss(h @ w, labels)), argnums=(0, 1))(features, kernel)
-
-        program = jax.jit(step).lower(*arguments, jax.ShapeDtypeStruct(rows, np.int32)).compile()
-        return program.memory_analysis().temp_size_in_bytes
-
-    assert temporary(loss) <= temporary(optax.softmax_cross_entropy_with_integer_labels) + 64 * np.prod(rows)

@@ -1,8 +1,11 @@
 """What follows from a gradient by the logits, in a program with one device and with several."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import jaxsoftmax
@@ -73,3 +76,53 @@ def test_transformations(alone):
     np.testing.assert_allclose(gradients, p - hot, atol=1e-6)
     np.testing.assert_allclose(products, curved, atol=1e-6)
     np.testing.assert_allclose(twice, p - hot + curved, atol=1e-6)
+
+
+def plain_smoothed(logits, labels):
+    targets = optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[-1]), 0.1)
+    return optax.softmax_cross_entropy(logits, targets)
+
+
+def divergence(logits, labels):
+    return jaxsoftmax.kl_divergence(logits, 3.0 * jax.nn.one_hot(labels, logits.shape[-1]))
+
+
+def plain_divergence(logits, labels):
+    targets = 3.0 * jax.nn.one_hot(labels, logits.shape[-1])
+    return optax.kl_divergence(jax.nn.log_softmax(logits), jax.nn.softmax(targets))
+
+
+# By name: ours and the plain expression, each of logits and labels.
+ON_SEQUENCES = {
+    "cross_entropy": (jaxsoftmax.cross_entropy, optax.softmax_cross_entropy_with_integer_labels),
+    "focal_loss": (jaxsoftmax.focal_loss, optax.softmax_cross_entropy_with_integer_labels),
+    "label_smoothing": (functools.partial(jaxsoftmax.cross_entropy, label_smoothing=0.1), plain_smoothed),
+    "kl_divergence": (divergence, plain_divergence),
+}
+
+
+@pytest.mark.parametrize("shape", [(4, 64, 40), (4, 128, 1000)])
+@pytest.mark.parametrize("name", ON_SEQUENCES)
+def test_a_layer_on_sequences_takes_no_more_memory(name, shape):
+    """Its kernel's gradient is a product with the transposed gradient by the logits, which is computed once for all."""
+    *rows, classes = shape
+    shapes = (*rows, FEATURES), (FEATURES, classes)
+    arguments = *(jax.ShapeDtypeStruct(s, np.float32) for s in shapes), jax.ShapeDtypeStruct(rows, np.int32)
+
+    def temporary(loss):
+        def total(features, kernel, labels):
+            return jnp.mean(loss(features @ kernel, labels))
+
+        compiled = jax.jit(jax.grad(total, argnums=(0, 1))).lower(*arguments).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    ours, plain = map(temporary, ON_SEQUENCES[name])
+    assert ours <= plain + 64 * np.prod(rows)  # numbers per row
+
+
+def test_a_gradient_that_is_computed_once_is_the_same():
+    gradient = jnp.asarray(cotangents(2, ROWS, CLASSES)).at[0, 0, :3].set(jnp.array([jnp.nan, jnp.inf, -0.0]))
+    for number in (0.0, 1.0, jnp.inf, -jnp.inf, jnp.nan):
+        numbers = jnp.full((2, ROWS, 1), number)
+        np.testing.assert_array_equal(jax.jit(passes.once)(gradient, numbers), gradient)
+        np.testing.assert_array_equal(passes.once(gradient[0], numbers[0]), gradient[0])

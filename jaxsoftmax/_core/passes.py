@@ -1,15 +1,17 @@
 """What keeps the passes over an array, and the products that follow, apart in the compiled program."""
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 
-from jaxsoftmax._core import folds
+from jaxsoftmax._core import folds, meshes
 from jaxsoftmax._core.meshes import Axes
 
 __all__ = [
     "after",
     "anew",
     "for_last_pass",
+    "once",
     "one_by_one",
     "opaque",
     "opaque_off_cpu",
@@ -65,6 +67,20 @@ def for_last_pass(x: jax.Array, number: jax.Array, logits: jax.Array, axes: Axes
 def anew(shift: jax.Array, logits: jax.Array, axes: Axes) -> jax.Array:
     """The row maximum, `opaque` after a sum of a folded row: the exponentials would be written out for what follows."""
     return opaque(shift) if folds.is_folded(logits, axes) else shift
+
+
+def once(gradient: jax.Array, number: jax.Array) -> jax.Array:
+    """The gradient by logits of sequences, [..., T, V], so that a CPU computes it once.
+
+    In a layer's backward pass it is multiplied as it is and transposed, and XLA:CPU transposes while it computes all of
+    it a second time, unless the last step is a quotient, which it does not repeat: here by 1, in a form that it cannot
+    know, with a number of the row. The gradient of rows [N, V] is not transposed.
+    """
+    if jax.default_backend() != "cpu" or gradient.ndim <= 2 or meshes.explicit_sharding(gradient) is not None:
+        return gradient
+    places = lax.broadcasted_iota(gradient.dtype, gradient.shape, gradient.ndim - 1)
+    never = places < 0.0 * lax.stop_gradient(number)
+    return gradient / jnp.where(never, 2.0, 1.0).astype(gradient.dtype)
 
 
 def one_by_one(gradient: jax.Array, labels: jax.Array) -> jax.Array:
