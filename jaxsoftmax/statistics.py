@@ -334,7 +334,9 @@ def dense_backward(options: DenseOptions, residuals: DenseResiduals, cotangents:
     by_target, by_rest, by_mean, by_shift, _ = cotangents
     scaled = arrays.centred(capped(logits, where, options.logit_cap), largest, temperature)
     # Absent, the labelled class takes nothing; but in a row broken by inf or NaN it is NaN like the others.
-    by_target = jnp.where(jnp.isneginf(residuals.target), 0.0 * by_rest, by_target)
+    by_target = jnp.where(jnp.isneginf(residuals.target), 0.0 * by_rest, by_target) + 0.0 * lax.stop_gradient(
+        residuals.others
+    )
     terms = jnp.exp(scaled)
     if options.one_pass:
         terms = _others(options, terms, logits, labels)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import AxisType, PartitionSpec
 
 import jaxsoftmax
 from jaxsoftmax import statistics
@@ -47,6 +48,21 @@ def test_not_where_it_would_copy(alone, rows, classes):
 def test_not_where_devices_may_share_the_rows():
     assert jax.device_count() > 1
     assert UPDATE not in program(ROWS + 1)
+
+
+def test_not_on_an_explicit_mesh(alone):
+    """Where JAX refuses an update that does not say how it is split; here one device of it is all there is."""
+    mesh = jax.make_mesh((1,), ("x",), axis_types=(AxisType.Explicit,), devices=jax.devices()[:1])
+    logits = cotangents(ROWS + 2, CLASSES)
+    labels = np.arange(ROWS + 2) % CLASSES
+
+    def gradient(logits, labels):
+        return jax.grad(lambda z: jnp.sum(jaxsoftmax.cross_entropy(z, labels)))(logits)
+
+    expected = gradient(logits, labels)
+    with jax.set_mesh(mesh):
+        split = jax.device_put(logits, PartitionSpec("x", None)), jax.device_put(labels, PartitionSpec("x"))
+        np.testing.assert_allclose(gradient(*split), expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, jnp.bfloat16])

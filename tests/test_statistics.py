@@ -143,3 +143,20 @@ def test_axis():
     for name, ours, theirs in zip(statistics._fields, statistics, flat, strict=True):
         assert ours.shape == (3, 5)
         np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=1e-7, err_msg=name)
+
+
+@pytest.mark.parametrize("classes", [1, 3, 300])
+@pytest.mark.parametrize("field", ["target", "rest", "mean"])
+def test_nan_and_infinity_break_the_whole_row(field, classes):
+    """Whatever an objective takes of it; at the label and elsewhere."""
+    logits = np.random.default_rng(3).normal(size=(6, classes)).astype(np.float32)
+    logits[0, 0], logits[1, -1], logits[2, 0], logits[3, -1] = np.nan, np.nan, np.inf, np.inf
+
+    def total(logits):
+        statistics = jaxsoftmax.row_statistics(logits, np.zeros(6, np.int32))
+        return jnp.sum(jnp.nan_to_num(getattr(statistics, field), nan=jnp.nan, neginf=0.0))
+
+    for rows in (logits, logits.reshape(2, 3, classes)):
+        gradient = jax.grad(lambda rows: total(rows.reshape(6, classes)))(rows).reshape(6, classes)
+        assert np.all(np.isnan(gradient[:4]))
+        assert np.all(np.isfinite(gradient[4:]))
