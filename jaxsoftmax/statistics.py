@@ -265,9 +265,6 @@ def dense_forward(
 
     target = arrays.own_pick(values, labels, axes)
     others = _sum_of_others(options, values, labels, largest, temperature)
-    if _selects(options, logits):
-        # Where the label's own term is NaN the row must be, though it has been selected away.
-        others = jnp.where(jnp.isnan(arrays.centred(target, largest, temperature)), jnp.nan, others)
     total = None
     if classes is not None:
         scaled = arrays.centred(values, passes.opaque(largest), temperature)
@@ -275,6 +272,9 @@ def dense_forward(
     target, others, total, classes = meshes.packed_sum(axes, target.astype(largest.dtype), others, total, classes)
 
     target = jnp.where(arrays.is_class(labels, size, axes), arrays.centred(target, largest, temperature), jnp.nan)
+    if _selects(options, logits):
+        # Where the label's own term is NaN the row must be, though it has been selected away.
+        others = jnp.where(jnp.isnan(target), jnp.nan, others)
     mean = None if total is None else total / jnp.maximum(classes, 1.0)
     residuals = DenseResiduals(logits, labels, where, classes, temperature, largest, target, others)
     out: Any = (target, scalars.safe_log(others), mean, arrays.quotient(largest, temperature))
@@ -318,7 +318,7 @@ def _with_label(
     label = arrays.is_label(labels, logits, axes)
     if _are_few(logits, axes):
         gradient = jnp.where(label, at_label, terms * slope.raised * (slope.x / slope.over))
-        return passes.one_by_one(gradient, labels)
+        return passes.one_by_one(gradient, labels) if logits.dtype == gradient.dtype else gradient
     return jnp.where(label, at_label, terms * slope.raised * slope.x) / jnp.where(label, 1.0, slope.over)
 
 

@@ -148,7 +148,8 @@ def row_max(logits: jax.Array, axes: Axes, *, constant: bool = True, in_one_kern
     if constant or axes.mesh:
         logits = lax.stop_gradient(logits)
     size = axes.size(logits)
-    if constant and isinstance(size, int) and size > SHORT_ROW and meshes.explicit_sharding(logits) is None:
+    several = isinstance(size, int) and (size > SHORT_ROW or (size > 1 and meshes.alone()))
+    if constant and several and meshes.explicit_sharding(logits) is None:
         # From the lowest number on: a maximum after the reduction keeps XLA:CPU from going on to the exponentials. Of a
         # single class, which can be what a device has, XLA forgets where the reduction started.
         largest = jnp.expand_dims(lax.reduce(logits, np.asarray(lowest, logits.dtype), lax.max, axes.dims), axes.dims)

@@ -18,6 +18,7 @@ __all__ = [
     "Axes",
     "Axis",
     "AxisName",
+    "alone",
     "devices_beside",
     "explicit_sharding",
     "for_product",
@@ -136,6 +137,11 @@ def devices_beside(*xs: Any) -> int:
         )
 
     return max(devices(sharding.mesh) for sharding in shardings)
+
+
+def alone() -> bool:
+    """Whether there is one device, among which nobody divides anything."""
+    return jax.device_count() == 1
 
 
 def explicit_sharding(x: Any) -> Any:
