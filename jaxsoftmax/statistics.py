@@ -317,8 +317,7 @@ def _with_label(
     """
     label = arrays.is_label(labels, logits, axes)
     if _are_few(logits, axes):
-        gradient = jnp.where(label, at_label, terms * slope.raised * (slope.x / slope.over))
-        return passes.one_by_one(gradient, labels) if logits.dtype == gradient.dtype else gradient
+        return jnp.where(label, at_label, terms * slope.raised * (slope.x / slope.over))
     return jnp.where(label, at_label, terms * slope.raised * slope.x) / jnp.where(label, 1.0, slope.over)
 
 
@@ -334,9 +333,8 @@ def dense_backward(options: DenseOptions, residuals: DenseResiduals, cotangents:
     by_target, by_rest, by_mean, by_shift, _ = cotangents
     scaled = arrays.centred(capped(logits, where, options.logit_cap), largest, temperature)
     # Absent, the labelled class takes nothing; but in a row broken by inf or NaN it is NaN like the others.
-    by_target = jnp.where(jnp.isneginf(residuals.target), 0.0 * by_rest, by_target) + 0.0 * lax.stop_gradient(
-        residuals.others
-    )
+    by_target = jnp.where(jnp.isneginf(residuals.target), 0.0 * by_rest, by_target)
+    by_target = by_target + 0.0 * lax.stop_gradient(residuals.others)
     terms = jnp.exp(scaled)
     if options.one_pass:
         terms = _others(options, terms, logits, labels)
@@ -351,8 +349,10 @@ def dense_backward(options: DenseOptions, residuals: DenseResiduals, cotangents:
         dtemperature = dtemperature - by_shift * arrays.quotient_slope(largest, temperature)
     if options.logit_cap is not None:
         dlogits = dlogits * cap_slope(logits, where, options.logit_cap)
-    if classes is not None:
-        dlogits = passes.once(dlogits, residuals.others)
+    if dlogits.dtype == logits.dtype and _are_few(logits, axes):
+        dlogits = passes.one_by_one(dlogits, labels)
+    elif not all(x is None for x in (classes, temperature, options.ignore_label, options.logit_cap)):
+        dlogits = passes.once(dlogits, residuals.others)  # the quotient was not the last step
     return dlogits.astype(logits.dtype), None, None, None, dtemperature
 
 

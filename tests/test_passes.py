@@ -24,18 +24,21 @@ def alone(monkeypatch):
     monkeypatch.setattr(jax, "device_count", lambda: 1)
 
 
-def layer_gradients(features, kernel, labels):
-    return jax.grad(lambda h, w: jnp.sum(jaxsoftmax.cross_entropy(h @ w, labels)), argnums=(0, 1))(features, kernel)
+def program(*rows, classes=CLASSES, **options):
+    def layer_gradients(features, kernel, labels):
+        def total(h, w):
+            return jnp.sum(jaxsoftmax.cross_entropy(h @ w, labels, **options))
 
+        return jax.grad(total, argnums=(0, 1))(features, kernel)
 
-def program(*rows, classes=CLASSES):
     shapes = (*rows, FEATURES), (FEATURES, classes)
     arguments = *(jax.ShapeDtypeStruct(shape, np.float32) for shape in shapes), jax.ShapeDtypeStruct(rows, np.int32)
     return jax.jit(layer_gradients).lower(*arguments).compile().as_text()
 
 
-def test_in_a_layer_of_few_classes(alone):
-    assert UPDATE in program(ROWS)
+@pytest.mark.parametrize("options", [{}, {"ignore_label": -1}], ids=["plain", "ignore_label"])
+def test_in_a_layer_of_few_classes(alone, options):
+    assert UPDATE in program(ROWS, **options)
 
 
 @pytest.mark.parametrize(
@@ -112,6 +115,14 @@ def plain_divergence(logits, labels):
 ON_SEQUENCES = {
     "cross_entropy": (jaxsoftmax.cross_entropy, optax.softmax_cross_entropy_with_integer_labels),
     "focal_loss": (jaxsoftmax.focal_loss, optax.softmax_cross_entropy_with_integer_labels),
+    "ignore_label": (
+        functools.partial(jaxsoftmax.cross_entropy, ignore_label=-100),
+        optax.softmax_cross_entropy_with_integer_labels,
+    ),
+    "temperature": (
+        functools.partial(jaxsoftmax.cross_entropy, temperature=0.7),
+        lambda z, y: optax.softmax_cross_entropy_with_integer_labels(z / 0.7, y),
+    ),
     "label_smoothing": (functools.partial(jaxsoftmax.cross_entropy, label_smoothing=0.1), plain_smoothed),
     "kl_divergence": (divergence, plain_divergence),
 }
