@@ -24,16 +24,19 @@ def alone(monkeypatch):
     monkeypatch.setattr(jax, "device_count", lambda: 1)
 
 
-def program(*rows, classes=CLASSES, **options):
-    def layer_gradients(features, kernel, labels):
-        def total(h, w):
-            return jnp.sum(jaxsoftmax.cross_entropy(h @ w, labels, **options))
+def layer(loss, rows, classes):
+    """The compiled gradients, by features and kernel, of a layer's mean loss."""
 
-        return jax.grad(total, argnums=(0, 1))(features, kernel)
+    def total(features, kernel, labels):
+        return jnp.mean(loss(features @ kernel, labels))
 
     shapes = (*rows, FEATURES), (FEATURES, classes)
-    arguments = *(jax.ShapeDtypeStruct(shape, np.float32) for shape in shapes), jax.ShapeDtypeStruct(rows, np.int32)
-    return jax.jit(layer_gradients).lower(*arguments).compile().as_text()
+    arguments = *(jax.ShapeDtypeStruct(s, np.float32) for s in shapes), jax.ShapeDtypeStruct(rows, np.int32)
+    return jax.jit(jax.grad(total, argnums=(0, 1))).lower(*arguments).compile()
+
+
+def program(*rows, classes=CLASSES, **options):
+    return layer(functools.partial(jaxsoftmax.cross_entropy, **options), rows, classes).as_text()
 
 
 @pytest.mark.parametrize("options", [{}, {"ignore_label": -1}], ids=["plain", "ignore_label"])
@@ -133,15 +136,9 @@ ON_SEQUENCES = {
 def test_a_layer_on_sequences_takes_no_more_memory(name, shape):
     """Its kernel's gradient is a product with the transposed gradient by the logits, which is computed once for all."""
     *rows, classes = shape
-    shapes = (*rows, FEATURES), (FEATURES, classes)
-    arguments = *(jax.ShapeDtypeStruct(s, np.float32) for s in shapes), jax.ShapeDtypeStruct(rows, np.int32)
 
     def temporary(loss):
-        def total(features, kernel, labels):
-            return jnp.mean(loss(features @ kernel, labels))
-
-        compiled = jax.jit(jax.grad(total, argnums=(0, 1))).lower(*arguments).compile()
-        return compiled.memory_analysis().temp_size_in_bytes
+        return layer(loss, rows, classes).memory_analysis().temp_size_in_bytes
 
     ours, plain = map(temporary, ON_SEQUENCES[name])
     assert ours <= plain + 64 * np.prod(rows)  # numbers per row

@@ -175,9 +175,8 @@ def _divided(x: jax.Array, temperature: jax.Array) -> jax.Array:
     tiny = float(jnp.finfo(temperature.dtype).tiny)
     inverse = jnp.where(temperature < 2.0**-62, 0.0, 1.0 / jnp.maximum(temperature, 2.0**-62))
     product = jnp.maximum(x, -(2.0**64)) * inverse
-    temperature = passes.opaque(
-        lax.stop_gradient(temperature)
-    )  # a constant would be folded with the factor, and overflow
+    # A constant would be folded with the factor, and overflow.
+    temperature = passes.opaque(lax.stop_gradient(temperature))
     huge = temperature > 2.0**100  # the compiler multiplies by 1 / T, which must not vanish: -inf times 0 is NaN
     bounded = jnp.clip(jnp.where(huge, temperature * 2.0**-24, temperature), tiny, 2.0**104)
     factor = jnp.where(temperature <= tiny, 2.0**126, jnp.where(huge, 2.0**-24, 1.0))
